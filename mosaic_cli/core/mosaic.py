@@ -1,0 +1,88 @@
+"""The language model of Memory Mosaics and its starting values (v1, section 6 and appendix)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mosaic_cli.core.cache import ContextualCache, MemoryCache, PersistentCache
+from mosaic_cli.core.config import ModelConfig
+from mosaic_cli.core.memory import ContextualMemory, PersistentMemory
+
+
+class Block(nn.Module):
+    """x += contextual(LN x); x += persistent(LN x). Holds 12 C^2 weights when M = 3.5 C."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.contextual_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.contextual = ContextualMemory(config)
+        self.persistent_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.persistent = PersistentMemory(config)
+
+    def forward(
+        self, x: Tensor, contextual: ContextualCache | None = None, persistent: PersistentCache | None = None
+    ) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        x = x + self.contextual(self.contextual_norm(x), contextual)
+        return x + self.persistent(self.persistent_norm(x), persistent)
+
+
+class Mosaic(nn.Module):
+    """Embedding, blocks, LayerNorm, and a head tied to the embedding. No position code anywhere.
+
+    Args:
+        config: with `vocab_size` set.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.d_model, bias=False)
+        self.logit_scale = 1 / math.sqrt(config.d_model) if config.init == "paper" else 1.0
+        self.reset_parameters()
+
+    def forward(self, tokens: Tensor, cache: MemoryCache | None = None) -> Tensor:
+        """Logits (B, T, V) for integers (B, T). With a cache, the tokens continue those it has read."""
+        return self.head(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Tensor, cache: MemoryCache | None = None) -> Tensor:
+        """The normed last residual stream (B, T, C): what `head` turns into logits."""
+        x = self.embedding(tokens)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache.contextual[layer], cache.persistent[layer]) if cache else block(x)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x) * self.logit_scale
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (B, T, V) of hidden states (B, T, C)."""
+        return nn.functional.linear(hidden, self.embedding.weight)
+
+    def make_cache(self) -> MemoryCache:
+        """An empty memory. It takes batch size, dtype and device from what it first stores."""
+        return MemoryCache(self.config.num_layers)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw starting values: MATH of v1's released code (`paper`) or of its nanoGPT derivative (`gpt2`)."""
+        config = self.config
+        paper = config.init == "paper"
+        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(config.d_model) if paper else 0.02)
+        for name, parameter in self.blocks.named_parameters():
+            kind = name.rsplit(".", 1)[-1] if not name.endswith(".weight") else name.split(".")[-2]
+            if kind in ("project", "output"):
+                depth = 1 if kind == "project" else math.sqrt(config.num_layers if paper else 2 * config.num_layers)
+                nn.init.normal_(parameter, std=(1 / math.sqrt(config.d_model) if paper else 0.02) / depth)
+            elif kind in ("slot_keys", "slot_values"):
+                nn.init.normal_(parameter, std=1 / math.sqrt(config.head_dim))
+            elif kind == "leak":
+                parameter.copy_(torch.linspace(0.5, 5, config.num_heads) / 10)  # lambda from 0.61 to 0.0067
+            elif kind == "bandwidth":
+                parameter.fill_(0.1)  # beta = e^2
+            elif kind == "scale":
+                parameter.fill_(-0.05)  # alpha = e^-0.5
+            elif kind == "peek":
+                nn.init.uniform_(parameter)

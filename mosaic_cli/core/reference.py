@@ -1,0 +1,103 @@
+"""The paper as loops: slow, in float64, in the order of the equations. Everything fast is tested against this file.
+
+One sequence at a time; the names of the weights are those of `Mosaic.state_dict()`. Source: arXiv 2405.06394.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mosaic_cli.core.config import ModelConfig
+
+
+def leaky_average(x: Tensor, rate: Tensor) -> Tensor:
+    """k_bar_T = x_T + exp(-rate_h) k_bar_{T-1}; x (T, H, D), rate (H,) -> (T, H, D)."""
+    average, averages = torch.zeros_like(x[0]), []
+    for x_t in x:
+        average = x_t + torch.exp(-rate)[:, None] * average
+        averages.append(average)
+    return torch.stack(averages)
+
+
+def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
+    """v_t = alpha v_bar_t / |v_bar_t|, v_bar_t = gamma c_t + (1 - gamma) c_{t+1}; (T, H, D) -> (T-1, H, D)."""
+    values = []
+    for t in range(len(content) - 1):
+        v_bar = gamma[:, None] * content[t] + (1 - gamma)[:, None] * content[t + 1]
+        values.append(alpha[:, None] * v_bar / v_bar.norm(dim=-1, keepdim=True))
+    return torch.stack(values) if values else content[:0]
+
+
+def kernel_regression(query: Tensor, keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
+    """f(k) = sum_i softmax_i(beta k.k_i) v_i over any number of pairs, their order irrelevant; none gives zero.
+
+    query (D,), keys and values (S, D), beta a scalar -> (D,).
+    """
+    if len(keys) == 0:
+        return torch.zeros_like(query)
+    weights = torch.softmax(torch.stack([beta * query.dot(key) for key in keys]), dim=0)
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def strict_past_read(keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
+    """y_T = f(k_T) over the pairs (k_t, v_t), t < T; keys (T, H, D), values (T-1, H, D), beta (H,) -> (T, H, D)."""
+    return torch.stack([
+        torch.stack([kernel_regression(keys[T, h], keys[:T, h], values[:T, h], beta[h]) for h in range(len(beta))])
+        for T in range(len(keys))
+    ])
+
+
+def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
+    """The same over M learned pairs per head; queries (T, H, D), keys and values (H, M, D), beta (H,) -> (T, H, D)."""
+    return torch.stack([
+        torch.stack([kernel_regression(query[h], keys[h], values[h], beta[h]) for h in range(len(beta))])
+        for query in queries
+    ])
+
+
+def extract_keys(x: Tensor, weight: Tensor, theta_leak: Tensor) -> Tensor:
+    """k_T = k_bar_T / |k_bar_T|, unit length; x (T, C), weight (C, C), theta_leak (H,) -> (T, H, D)."""
+    projected = (x @ weight.T).view(len(x), len(theta_leak), -1)
+    averages = leaky_average(projected, (10 * theta_leak).abs())
+    return averages / averages.norm(dim=-1, keepdim=True)
+
+
+def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """LayerNorm without bias; x (T, C)."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return weight * centred / torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + 1e-5)
+
+
+def contextual_memory(x: Tensor, weights: dict[str, Tensor], prefix: str) -> Tensor:
+    """A contextual memory's output W_o concat_h y_T before dropout; x (T, C) -> (T, C)."""
+    keys = extract_keys(x, weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"])
+    gamma = weights[f"{prefix}.values.peek"]
+    alpha = torch.exp(10 * weights[f"{prefix}.values.scale"])
+    content = (x @ weights[f"{prefix}.values.project.weight"].T).view(len(x), len(gamma), -1)
+    beta = torch.exp(2 * (10 * weights[f"{prefix}.read.bandwidth"]).clamp(max=5))
+    reads = strict_past_read(keys, peeked_values(content, gamma, alpha), beta)
+    return reads.flatten(1) @ weights[f"{prefix}.output.weight"].T
+
+
+def persistent_memory(x: Tensor, weights: dict[str, Tensor], prefix: str) -> Tensor:
+    """A persistent memory's output before dropout; x (T, C) -> (T, C)."""
+    keys = extract_keys(x, weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"])
+    beta = torch.exp(2 * (10 * weights[f"{prefix}.read.bandwidth"]).clamp(max=5))
+    alpha = torch.exp(10 * weights[f"{prefix}.scale"])
+    reads = slot_read(keys, weights[f"{prefix}.slot_keys"], weights[f"{prefix}.slot_values"], beta)
+    return (alpha[:, None] * reads).flatten(1) @ weights[f"{prefix}.output.weight"].T
+
+
+def mosaic_logits(tokens: Tensor, weights: dict[str, Tensor], config: ModelConfig) -> Tensor:
+    """Logits of the language model for one sequence; tokens (T,) -> (T, V) in float64."""
+    weights = {name: weight.double() for name, weight in weights.items()}
+    x = weights["embedding.weight"][tokens]
+    for layer in range(config.num_layers):
+        block = f"blocks.{layer}"
+        normed = layer_norm(x, weights[f"{block}.contextual_norm.weight"])
+        x = x + contextual_memory(normed, weights, f"{block}.contextual")
+        normed = layer_norm(x, weights[f"{block}.persistent_norm.weight"])
+        x = x + persistent_memory(normed, weights, f"{block}.persistent")
+    logits = layer_norm(x, weights["norm.weight"]) @ weights["embedding.weight"].T
+    return logits / math.sqrt(config.d_model) if config.init == "paper" else logits

@@ -1,0 +1,126 @@
+"""The GPT-2 baseline, under the same contract as the mosaic, so that every command works on both."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mosaic_cli.core.cache import AttentionCache, GrowingPairs
+from mosaic_cli.core.config import ModelConfig
+from mosaic_cli.errors import UsageError
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention over the past and the present token."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.project = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.weight_dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        T = x.shape[1]
+        queries, keys, values = self.project(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            keys, values = cache.append(keys, values)  # (B, H, S, D)
+        S = keys.shape[2]
+        mask = None if T in (S, 1) else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        reads = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=T == S and T > 1,
+            dropout_p=self.weight_dropout if self.training else 0.0,
+        )  # (B, H, T, D)
+        return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """Two linear maps with a GELU between them."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.project = nn.Linear(config.d_model, config.hidden_dim, bias=False)
+        self.output = nn.Linear(config.hidden_dim, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return self.dropout(self.output(F.gelu(self.project(x))))
+
+
+class TransformerBlock(nn.Module):
+    """x += attention(LN x); x += MLP(LN x)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.attention = CausalAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.d_model, bias=False)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """GPT-2 without biases: token and learned position embeddings, blocks, LayerNorm, tied head.
+
+    Args:
+        config: with `vocab_size` set.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.context_length, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.d_model, bias=False)
+        self.reset_parameters()
+
+    def forward(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
+        """Logits (B, T, V) for integers (B, T). With a cache, the tokens continue those it has read.
+
+        Raises:
+            UsageError: the text would grow past the context length, beyond which there are no positions.
+        """
+        return self.head(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Tensor, cache: AttentionCache | None = None) -> Tensor:
+        """The normed last residual stream (B, T, C): what `head` turns into logits."""
+        start = cache.length if cache else 0
+        end = start + tokens.shape[1]
+        if end > self.config.context_length:
+            raise UsageError(
+                f"a transformer trained on {self.config.context_length} tokens cannot read {end}",
+                hint="Use a shorter prompt or fewer new tokens; a mosaic has no such limit.",
+            )
+        x = self.dropout(self.embedding(tokens) + self.positions.weight[start:end])
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache.layers[layer] if cache else None)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (B, T, V) of hidden states (B, T, C)."""
+        return F.linear(hidden, self.embedding.weight)
+
+    def make_cache(self) -> AttentionCache:
+        """An empty cache. It takes batch size, dtype and device from what it first stores."""
+        return AttentionCache(self.config.num_layers)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """GPT-2's starting values: std 0.02, and 0.02 / sqrt(2 N) where a layer writes into the residual stream."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("output.weight"):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.num_layers))
+            elif parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)

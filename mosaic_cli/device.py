@@ -1,0 +1,72 @@
+"""What `auto` means: which device computes, in which arithmetic, and why."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mosaic_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in what arithmetic to compute, with the reasons for people to read."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> torch.autocast:
+        """Context in which matrix work runs in `dtype`; nothing changes for float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Resolve `auto`, and check that what was named is there.
+
+    Raises:
+        UsageError: a device that this machine does not have, or an unknown name.
+    """
+    chosen = torch.device(_best_device()) if device == "auto" else _named_device(device)
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"dtype {dtype!r} is not one of auto, float32, bfloat16", where="--dtype")
+    native = _has_native_bfloat16(chosen)
+    dtype_name = ("bfloat16" if native else "float32") if dtype == "auto" else dtype
+    why = "as asked" if dtype != "auto" else f"this {chosen.type} {'computes' if native else 'lacks'} bfloat16 natively"
+    return Placement(chosen, getattr(torch, dtype_name), f"{chosen} in {dtype_name} ({why})")
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _named_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name!r} is not a device", where="--device",
+                         hint="Use auto, cpu, cuda, cuda:N or mps.") from error
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device.type not in count or (device.index or 0) >= count[device.type]:
+        raise UsageError(f"this machine has no {name}; it has {_best_device()}", where="--device",
+                         hint="Leave the choice to the machine: --device auto")
+    return device
+
+
+def _has_native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # oneDNN emulates bfloat16 on older processors, slower than float32
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+    return False
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except FileNotFoundError:  # not Linux: no cheap way to know, so the answer is float32
+        return set()
+    return set(line.partition(":")[2].split())

@@ -1,0 +1,195 @@
+"""A run's folder: what it holds, and how a command finds one by name.
+
+    recipe.yaml  run.json  metrics.jsonl  tokenizer.json  checkpoints/{step-XXXXXXXX/, latest, best}
+"""
+
+import difflib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mosaic_cli import __version__
+from mosaic_cli.errors import CheckpointError, UsageError
+from mosaic_cli.recipe import RUN_NAME, Recipe
+from mosaic_cli.runs.files import dump_json, load_json, write_atomically
+
+FORMAT_VERSION = 1
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "run.json").is_file()
+
+    def info(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return load_json(self.path / "run.json", FORMAT_VERSION, CheckpointError)
+
+    def update_info(self, **values: Any) -> None:
+        """Change some values of run.json."""
+        write_atomically(self.path / "run.json", dump_json({**self.info(), **values}))
+
+    def log(self, **values: Any) -> None:
+        """Append a line to metrics.jsonl."""
+        with open(self.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line torn by a crash is left out."""
+        if not self.metrics_path.is_file():
+            return []
+        lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps after `step`, which a resumed run will do again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def pointer(self, name: str) -> Path | None:
+        """The checkpoint that `latest` or `best` names, or None where there is none yet."""
+        file = self.checkpoints / name
+        if not file.is_file():
+            return None
+        return self.checkpoints / file.read_text(encoding="utf-8").strip()
+
+    def point(self, name: str, checkpoint: Path) -> None:
+        """Let `latest` or `best` name a checkpoint."""
+        write_atomically(self.checkpoints / name, checkpoint.name + "\n")
+
+    def prune(self, keep: int) -> None:
+        """Delete all checkpoints but the newest `keep`, the best one and the latest one."""
+        folders = sorted(self.checkpoints.glob("step-*"))
+        protected = {self.pointer("best"), self.pointer("latest"), *folders[-keep:]}
+        for folder in folders:
+            if folder not in protected:
+                shutil.rmtree(folder)
+
+
+def create_run(name: str, recipe: Recipe, root: Path = RUNS, **info: Any) -> Run:
+    """Begin a run in `root/name` with its recipe and run.json.
+
+    Raises:
+        UsageError: the name is not a plain name, or a run of that name exists.
+    """
+    run = locate_run(name, root)
+    if run.exists():
+        raise UsageError(f"the run {name!r} exists", where=run.path,
+                         hint=f"Go on with it: --run {name} --resume. Or begin another: --run OTHER-NAME.")
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.recipe_path, recipe.to_yaml())
+    write_atomically(run.path / "run.json", dump_json({
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "status": "running",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": _git_commit(),
+        "versions": _versions(),
+        "seed": recipe.train.seed,
+        **info,
+    }))
+    return run
+
+
+def locate_run(name: str, root: Path = RUNS) -> Run:
+    """The folder that a run's name stands for, whether or not it exists.
+
+    Raises:
+        UsageError: the name holds a path or odd characters.
+    """
+    if not RUN_NAME.fullmatch(name):
+        raise UsageError(f"run name {name!r} is not a plain name", where="--run",
+                         hint="Use letters, digits, dots, dashes and underscores; runs live in runs/.")
+    return Run(root / name)
+
+
+def find_checkpoint(spec: str, root: Path = RUNS) -> tuple[Run | None, Path]:
+    """Resolve `--ckpt`: a run's name or folder, optionally with @best, @latest or @STEP, or a checkpoint folder.
+
+    Without @ it is the best checkpoint, or the latest one where no validation has happened yet.
+
+    Returns:
+        The run (None for a checkpoint folder that lies in no run) and the checkpoint's folder.
+
+    Raises:
+        UsageError: no such run or checkpoint.
+    """
+    name, _, which = spec.partition("@")
+    path = Path(name)
+    if (path / "state.json").is_file() and not which:
+        run = Run(path.resolve().parent.parent)
+        return (run if run.exists() else None), path
+    run = Run(path) if (path / "run.json").is_file() else Run(root / name)
+    if not run.exists():
+        raise UsageError(f"no run {name!r}", where=run.path, hint=_similar_runs(name, root))
+    return run, _checkpoint_of(run, which)
+
+
+def _checkpoint_of(run: Run, which: str) -> Path:
+    if which.isdigit():
+        checkpoint = run.checkpoints / f"step-{int(which):08d}"
+    elif which in ("", "best", "latest"):
+        checkpoint = run.pointer(which or "best") or (run.pointer("latest") if not which else None)
+    else:
+        raise UsageError(f"@{which} is not @best, @latest or @STEP", where=run.path)
+    if checkpoint is None or not checkpoint.is_dir():
+        there = ", ".join(str(int(p.name[5:])) for p in sorted(run.checkpoints.glob("step-*"))) or "none"
+        raise UsageError(f"the run {run.name!r} has no checkpoint {which or 'yet'}", where=run.checkpoints,
+                         hint=f"Steps saved: {there}.")
+    return checkpoint
+
+
+def _similar_runs(name: str, root: Path) -> str:
+    names = sorted(path.parent.name for path in root.glob("*/run.json"))
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"Did you mean {near[0]}?"
+    return f"Runs here: {', '.join(names)}." if names else "Train one first: mosaic train RECIPE"
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {"mosaic": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _git_commit() -> str | None:
+    """The commit of the toolkit's checkout, or None when it was installed otherwise."""
+    checkout = Path(__file__).parent.parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,180 @@
+"""Training: a loop that yields what happened, one step at a time, and can be stopped and taken up exactly."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mosaic_cli.core.model import LanguageModel, next_token_loss
+from mosaic_cli.data.batches import Tokens, WindowBatches
+from mosaic_cli.device import Placement
+from mosaic_cli.errors import NonFiniteError
+from mosaic_cli.evaluation.language import LanguageResult, evaluate_language
+from mosaic_cli.recipe import TrainSection
+from mosaic_cli.runs.checkpoint import TrainingState, load_training_state, save_checkpoint
+from mosaic_cli.runs.directory import Run
+from mosaic_cli.training.optimizer import make_optimizer
+from mosaic_cli.training.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps done, this one among them."""
+    loss: float
+    """Training loss of this step's batch, nats per token."""
+    learning_rate: float
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    tokens: int
+    """Tokens trained on since the run began."""
+    seconds: float
+    """Wall time of this step, without validation and saving."""
+    validation: LanguageResult | None = None
+    """Present after a validation."""
+    is_best: bool = False
+    saved: bool = False
+
+
+class Trainer:
+    """One run's model, optimizer and stream of batches.
+
+    Args:
+        run: where checkpoints and metrics go.
+        model: on the placement's device, with its starting values.
+        tokens: the train and val splits.
+        num_val_bytes: bytes of the val split's text, for bits per byte.
+        fingerprint: of the tokenizer.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: LanguageModel,
+        tokens: dict[str, Tokens],
+        train: TrainSection,
+        placement: Placement,
+        *,
+        num_val_bytes: int | None,
+        fingerprint: str,
+    ):
+        self.run, self.model, self.train, self.placement = run, model, train, placement
+        self.tokens, self.num_val_bytes, self.fingerprint = tokens, num_val_bytes, fingerprint
+        self.optimizer = make_optimizer(model, train)
+        self.batches = WindowBatches(tokens["train"], model.config.context_length, train.batch_size, train.seed)
+        self.compute = torch.compile(model) if train.compile else model
+        self.state = TrainingState()
+        torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
+
+    def resume(self) -> int:
+        """Go on from the run's latest checkpoint, or from the beginning when it has none; returns the step."""
+        latest = self.run.pointer("latest")
+        if latest is not None:
+            self.state = load_training_state(latest, self.model, self.optimizer)
+            self.batches.load_state_dict(self.state.data)
+        self.run.forget_after(self.state.step)
+        return self.state.step
+
+    def steps(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:
+        """Train to `max_steps`, yielding after each step; on `should_stop` the step is finished and saved.
+
+        Validation happens every `eval_interval` steps and at the end, checkpoints every `save_interval`, at each new
+        best, and at the end. The end's validation reads the whole split.
+
+        Raises:
+            NonFiniteError: a loss or gradient that is not finite; nothing of that step is kept.
+            CheckpointError: a checkpoint could not be saved.
+        """
+        while self.state.step < self.train.max_steps:
+            loss, rate, norm, seconds = self._step()
+            stopping = should_stop()
+            validation, is_best = self._validate()
+            saved = is_best or stopping or self._due(self.train.save_interval)
+            report = StepReport(self.state.step, loss, rate, norm, self.state.tokens, seconds, validation, is_best,
+                                saved)
+            self._log(report)
+            if saved:
+                self.save(is_best)
+            yield report
+            if stopping:
+                return
+
+    def save(self, is_best: bool = False) -> None:
+        """Write a checkpoint of the present state and point `latest` (and `best`) to it."""
+        self.state.data = self.batches.state_dict()
+        path = save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state, self.fingerprint)
+        self.run.point("latest", path)
+        if is_best:
+            self.run.point("best", path)
+        self.run.prune(self.train.keep_checkpoints)
+
+    def _step(self) -> tuple[float, float, float, float]:
+        started = time.perf_counter()
+        self.model.train()
+        rate = learning_rate(self.state.step, self.train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._backward(next(self.batches))
+        limit = self.train.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteError(
+                f"step {self.state.step + 1}: loss {loss:g}, gradient norm {norm:g}", where=self.run.path,
+                hint="The last checkpoint is intact. Lower train.learning_rate, or try train.dtype=float32.",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.tokens += self.train.batch_size * self.model.config.context_length
+        return loss, rate, norm, time.perf_counter() - started
+
+    def _backward(self, windows: np.ndarray) -> float:
+        """Gradients of the batch's mean loss, accumulated over micro-batches; returns the loss."""
+        batch = torch.from_numpy(windows).to(self.placement.device, non_blocking=True)
+        micro_batches = batch.split(self.train.micro_batch_size or self.train.batch_size)
+        total = torch.zeros((), device=self.placement.device)
+        for micro in micro_batches:
+            loss = self._loss(micro) / len(micro_batches)
+            loss.backward()
+            total += loss.detach()
+        return total.item()
+
+    def _loss(self, windows: Tensor) -> Tensor:
+        with self.placement.autocast():
+            logits = self.compute(windows[:, :-1])
+        return next_token_loss(logits, windows[:, 1:])
+
+    def _validate(self) -> tuple[LanguageResult | None, bool]:
+        at_end = self.state.step == self.train.max_steps
+        if not (at_end or self._due(self.train.eval_interval)):
+            return None, False
+        result = None
+        for result in evaluate_language(
+            self.model, self.tokens["val"], self.placement, num_bytes=self.num_val_bytes,
+            max_tokens=None if at_end else self.train.eval_tokens,
+        ):
+            pass
+        is_best = self.state.best_val_loss is None or result.loss < self.state.best_val_loss
+        if is_best:
+            self.state.best_step, self.state.best_val_loss = self.state.step, result.loss
+        return result, is_best
+
+    def _due(self, interval: int) -> bool:
+        return self.state.step % interval == 0 or self.state.step == self.train.max_steps
+
+    def _log(self, report: StepReport) -> None:
+        if report.validation is None and not report.saved and not self._due(self.train.log_interval):
+            return
+        line = {
+            "step": report.step, "tokens": report.tokens, "train_loss": report.loss,
+            "learning_rate": report.learning_rate, "grad_norm": report.grad_norm, "step_seconds": report.seconds,
+        }
+        if report.validation is not None:
+            line |= {"val_loss": report.validation.loss, "val_tokens": report.validation.tokens}
+        self.run.log(**line)
