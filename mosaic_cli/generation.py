@@ -1,5 +1,6 @@
 """Writing text: samplers, and a loop that reads the prompt once and then one token at a time."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel
+from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import UsageError
 
@@ -114,6 +116,127 @@ def generate(
                 logits = _read(model, drawn[:, None], cache, placement)
     finally:
         model.train(was_training)
+
+
+@dataclass
+class Sample:
+    """One finished continuation."""
+
+    prompt: str
+    text: str
+    tokens: int
+    """New tokens drawn, the one that ended it among them."""
+    stop_reason: str
+    """`end_of_text`, `stop` (a stop text appeared; it is left out) or `length`."""
+
+
+class Writer:
+    """Continues a text and streams what it writes: iterate over it for the pieces, then read `samples()`.
+
+    Args:
+        prompt: text; an empty one begins a new document.
+        num_samples: continuations written side by side.
+        stop: texts that end a continuation.
+
+    Raises:
+        UsageError: on iterating, as `generate`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        prompt: str,
+        placement: Placement,
+        *,
+        num_samples: int = 1,
+        max_new_tokens: int = 200,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        stop: tuple[str, ...] = (),
+    ):
+        self.prompt, self.end_of_text = prompt, tokenizer.end_of_text
+        self.prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.decoded_tokens = 0  # beyond each sample's first, which the prefill brought
+        self._continuations = [_Continuation(tokenizer.stream(), stop) for _ in range(num_samples)]
+        self._steps = generate(
+            model, self.prompt_ids, placement, num_samples=num_samples, max_new_tokens=max_new_tokens,
+            sampling=sampling, seed=seed,
+        )
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """For each step, the text that became certain in each sample (often empty, never a torn character)."""
+        started = time.perf_counter()
+        for step, tokens in enumerate(self._steps):
+            now = time.perf_counter()
+            if step == 0:
+                self.prefill_seconds, started = now - started, now
+            else:
+                self.decode_seconds = now - started
+                self.decoded_tokens += len(tokens)
+            yield [
+                continuation.push(token, token == self.end_of_text)
+                for continuation, token in zip(self._continuations, tokens, strict=True)
+            ]
+            if all(continuation.stop_reason for continuation in self._continuations):
+                break
+        self._steps.close()
+        yield [continuation.finish() for continuation in self._continuations]
+
+    def samples(self) -> list[Sample]:
+        """The finished continuations, in order."""
+        return [Sample(self.prompt, c.text, c.tokens, c.stop_reason) for c in self._continuations]
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens read per second (each counted once, however many samples share it)."""
+        return len(self.prompt_ids) / self.prefill_seconds
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        """Tokens drawn per second after the first, all samples together; None when there was only one step."""
+        return self.decoded_tokens / self.decode_seconds if self.decoded_tokens else None
+
+
+class _Continuation:
+    """The text of one sample as it grows, held back where a stop text may be beginning."""
+
+    def __init__(self, stream: object, stop: tuple[str, ...]):
+        self.text, self.tokens, self.stop_reason = "", 0, ""
+        self._stream, self._stop, self._held = stream, stop, ""
+
+    def push(self, token: int, is_end: bool) -> str:
+        if self.stop_reason:
+            return ""
+        self.tokens += 1
+        if is_end:
+            self.stop_reason = "end_of_text"
+            return ""
+        self._held += self._stream.push(token)
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stop_reason = "stop"
+            self._held = self._held[: min(found)]
+            return ""
+        return self._release(len(self._held) - self._possible_stop())
+
+    def finish(self) -> str:
+        """The rest of the text, when nothing more will come."""
+        self.stop_reason = self.stop_reason or "length"
+        return self._release(len(self._held))
+
+    def _release(self, length: int) -> str:
+        piece, self._held = self._held[:length], self._held[length:]
+        self.text += piece
+        return piece
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the held text that begins a stop text."""
+        return max(
+            (size for stop in self._stop for size in range(1, len(stop)) if self._held.endswith(stop[:size])),
+            default=0,
+        )
 
 
 @torch.inference_mode()

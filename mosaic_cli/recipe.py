@@ -226,10 +226,7 @@ def load_recipe(recipe: str | Path, *, flags: dict[str, Any] | None = None, over
         if value is not None:
             _merge(values, _nested(key, value), f"--{key.split('.')[-1].replace('_', '-')}", origins)
     for override in overrides or []:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set {override!r} is not KEY=VALUE", hint="For example: --set train.max_steps=100")
-        _merge(values, _nested(key.strip(), parse_yaml(text, f"--set {key}")), "--set", origins)
+        _merge(values, _parse_override(override), "--set", origins)
     return LoadedRecipe(validate(values, origins, path), origins)
 
 
@@ -247,6 +244,20 @@ def validate(values: dict, origins: dict[str, str], path: object) -> Recipe:
         raise UsageError(f"name {recipe.name!r} is not a plain name", where=f"{path}: name",
                          hint="Use letters, digits, dots, dashes and underscores.")
     return recipe
+
+
+def load_data_section(values: dict[str, Any], overrides: list[str] | None = None) -> DataSection:
+    """A data section alone, for text that comes without a recipe; overrides are `data.KEY=yaml`.
+
+    Raises:
+        UsageError: an unknown key or a value of the wrong type.
+    """
+    model = {"num_layers": 1, "num_heads": 1, "d_model": 1, "context_length": 1}  # a recipe needs one; it is not used
+    nested = {"model": model, "data": dict(values)}
+    origins: dict[str, str] = {}
+    for override in overrides or []:
+        _merge(nested, _parse_override(override), "--set", origins)
+    return validate(nested, origins, "command line").data
 
 
 def documented_keys() -> list[tuple[str, str, str]]:
@@ -306,6 +317,13 @@ def _beside(file: str, recipe_path: Path) -> str:
     if file == "-" or os.path.isabs(file) or not beside.exists():
         return file
     return os.path.relpath(beside) if beside.resolve().is_relative_to(Path.cwd()) else str(beside.resolve())
+
+
+def _parse_override(override: str) -> dict:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {override!r} is not KEY=VALUE", hint="For example: --set train.max_steps=100")
+    return _nested(key.strip(), parse_yaml(text, f"--set {key}"))
 
 
 def _nested(key: str, value: Any) -> dict:

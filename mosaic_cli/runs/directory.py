@@ -105,9 +105,7 @@ def create_run(name: str, recipe: Recipe, root: Path = RUNS, **info: Any) -> Run
         UsageError: the name is not a plain name, or a run of that name exists.
     """
     run = locate_run(name, root)
-    if run.exists():
-        raise UsageError(f"the run {name!r} exists", where=run.path,
-                         hint=f"Go on with it: --run {name} --resume. Or begin another: --run OTHER-NAME.")
+    refuse_existing(run)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(run.recipe_path, recipe.to_yaml())
     write_atomically(run.path / "run.json", dump_json({
@@ -122,6 +120,13 @@ def create_run(name: str, recipe: Recipe, root: Path = RUNS, **info: Any) -> Run
         **info,
     }))
     return run
+
+
+def refuse_existing(run: Run) -> None:
+    """Raises UsageError when a run was begun in this folder: nothing is overwritten or resumed unasked."""
+    if run.exists():
+        raise UsageError(f"the run {run.name!r} exists", where=run.path,
+                         hint=f"Go on with it: --run {run.name} --resume. Or begin another: --run OTHER-NAME.")
 
 
 def locate_run(name: str, root: Path = RUNS) -> Run:

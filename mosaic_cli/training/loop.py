@@ -11,13 +11,15 @@ from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel, next_token_loss
 from mosaic_cli.data.batches import Tokens, WindowBatches
+from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import NonFiniteError
 from mosaic_cli.evaluation.language import LanguageResult, evaluate_language
+from mosaic_cli.generation import Writer
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.runs.checkpoint import TrainingState, load_training_state, save_checkpoint
 from mosaic_cli.runs.directory import Run
-from mosaic_cli.training.optimizer import make_optimizer
+from mosaic_cli.training.optimizer import make_optimizer, update
 from mosaic_cli.training.schedule import learning_rate
 
 
@@ -39,7 +41,11 @@ class StepReport:
     validation: LanguageResult | None = None
     """Present after a validation."""
     is_best: bool = False
+    """Whether that validation is the best so far."""
+    sample: str | None = None
+    """What the model writes after the recipe's prompt; present after a validation."""
     saved: bool = False
+    """Whether a checkpoint was written after this step."""
 
 
 class Trainer:
@@ -49,8 +55,8 @@ class Trainer:
         run: where checkpoints and metrics go.
         model: on the placement's device, with its starting values.
         tokens: the train and val splits.
+        tokenizer: that made the tokens.
         num_val_bytes: bytes of the val split's text, for bits per byte.
-        fingerprint: of the tokenizer.
     """
 
     def __init__(
@@ -58,14 +64,14 @@ class Trainer:
         run: Run,
         model: LanguageModel,
         tokens: dict[str, Tokens],
+        tokenizer: Tokenizer,
         train: TrainSection,
         placement: Placement,
         *,
         num_val_bytes: int | None,
-        fingerprint: str,
     ):
         self.run, self.model, self.train, self.placement = run, model, train, placement
-        self.tokens, self.num_val_bytes, self.fingerprint = tokens, num_val_bytes, fingerprint
+        self.tokens, self.tokenizer, self.num_val_bytes = tokens, tokenizer, num_val_bytes
         self.optimizer = make_optimizer(model, train)
         self.batches = WindowBatches(tokens["train"], model.config.context_length, train.batch_size, train.seed)
         self.compute = torch.compile(model) if train.compile else model
@@ -96,8 +102,10 @@ class Trainer:
             stopping = should_stop()
             validation, is_best = self._validate()
             saved = is_best or stopping or self._due(self.train.save_interval)
-            report = StepReport(self.state.step, loss, rate, norm, self.state.tokens, seconds, validation, is_best,
-                                saved)
+            report = StepReport(
+                self.state.step, loss, rate, norm, self.state.tokens, seconds,
+                validation, is_best, self._sample() if validation else None, saved,
+            )
             self._log(report)
             if saved:
                 self.save(is_best)
@@ -108,7 +116,8 @@ class Trainer:
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint of the present state and point `latest` (and `best`) to it."""
         self.state.data = self.batches.state_dict()
-        path = save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state, self.fingerprint)
+        path = save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state,
+                               self.tokenizer.fingerprint)
         self.run.point("latest", path)
         if is_best:
             self.run.point("best", path)
@@ -118,52 +127,39 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         rate = learning_rate(self.state.step, self.train)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._backward(next(self.batches))
-        limit = self.train.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NonFiniteError(
-                f"step {self.state.step + 1}: loss {loss:g}, gradient norm {norm:g}", where=self.run.path,
-                hint="The last checkpoint is intact. Lower train.learning_rate, or try train.dtype=float32.",
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        loss = backward(self.compute, next(self.batches), self.train, self.placement)
+        try:
+            norm = update(self.model, self.optimizer, self.train, rate, loss)
+        except NonFiniteError as error:
+            error.message = f"step {self.state.step + 1}: {error.message}"
+            raise
         self.state.step += 1
         self.state.tokens += self.train.batch_size * self.model.config.context_length
         return loss, rate, norm, time.perf_counter() - started
-
-    def _backward(self, windows: np.ndarray) -> float:
-        """Gradients of the batch's mean loss, accumulated over micro-batches; returns the loss."""
-        batch = torch.from_numpy(windows).to(self.placement.device, non_blocking=True)
-        micro_batches = batch.split(self.train.micro_batch_size or self.train.batch_size)
-        total = torch.zeros((), device=self.placement.device)
-        for micro in micro_batches:
-            loss = self._loss(micro) / len(micro_batches)
-            loss.backward()
-            total += loss.detach()
-        return total.item()
-
-    def _loss(self, windows: Tensor) -> Tensor:
-        with self.placement.autocast():
-            logits = self.compute(windows[:, :-1])
-        return next_token_loss(logits, windows[:, 1:])
 
     def _validate(self) -> tuple[LanguageResult | None, bool]:
         at_end = self.state.step == self.train.max_steps
         if not (at_end or self._due(self.train.eval_interval)):
             return None, False
-        result = None
-        for result in evaluate_language(
+        *_, result = evaluate_language(
             self.model, self.tokens["val"], self.placement, num_bytes=self.num_val_bytes,
             max_tokens=None if at_end else self.train.eval_tokens,
-        ):
-            pass
-        is_best = self.state.best_val_loss is None or result.loss < self.state.best_val_loss
+        )
+        # the whole split is read only at the end, so the best checkpoint is chosen on the part that all have in common
+        loss = result.loss_of_first(self.train.eval_tokens or result.tokens)
+        is_best = self.state.best_val_loss is None or loss < self.state.best_val_loss
         if is_best:
-            self.state.best_step, self.state.best_val_loss = self.state.step, result.loss
+            self.state.best_step, self.state.best_val_loss = self.state.step, loss
         return result, is_best
+
+    def _sample(self) -> str | None:
+        if self.train.sample_prompt is None:
+            return None
+        prompt, new = self.train.sample_prompt, self.train.sample_tokens
+        if self.model.config.kind == "transformer":  # its text ends where its positions do
+            new = min(new, self.model.config.context_length - len(self.tokenizer.encode(prompt)) + 1)
+        writer = Writer(self.model, self.tokenizer, prompt, self.placement, max_new_tokens=new, seed=self.train.seed)
+        return prompt + "".join(piece for (piece,) in writer)
 
     def _due(self, interval: int) -> bool:
         return self.state.step % interval == 0 or self.state.step == self.train.max_steps
@@ -177,4 +173,23 @@ class Trainer:
         }
         if report.validation is not None:
             line |= {"val_loss": report.validation.loss, "val_tokens": report.validation.tokens}
+        if report.sample is not None:
+            line["sample"] = report.sample
         self.run.log(**line)
+
+
+def backward(model: Callable[[Tensor], Tensor], windows: np.ndarray, train: TrainSection, placement: Placement) -> float:
+    """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token.
+
+    `windows` is (batch_size, context_length + 1): inputs and, one step on, targets.
+    """
+    batch = torch.from_numpy(windows).to(placement.device, non_blocking=True)
+    micro_batches = batch.split(train.micro_batch_size or train.batch_size)
+    total = torch.zeros((), device=placement.device)
+    for micro in micro_batches:
+        with placement.autocast():
+            logits = model(micro[:, :-1])
+        loss = next_token_loss(logits, micro[:, 1:]) / len(micro_batches)
+        loss.backward()
+        total += loss.detach()
+    return total.item()

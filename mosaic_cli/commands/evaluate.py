@@ -1,0 +1,168 @@
+"""`mosaic eval`: what models pay for a text, one column a model."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mosaic_cli.commands import display
+from mosaic_cli.commands.options import Debug, Device, Dtype, Json
+from mosaic_cli.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from mosaic_cli.evaluation.language import LanguageResult
+    from mosaic_cli.runs.loading import TrainedModel
+
+EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
+POSITION_ROWS = 12  # rows of the table by position, spaced by doubling
+
+
+def evaluate(
+    ckpt: Annotated[list[str], typer.Option("--ckpt", metavar="RUN", help="Run name, run folder, checkpoint folder, or "
+                                            "RUN@best|latest|STEP; repeatable, one column each.")],
+    on: Annotated[str, typer.Option(help="val: the run's own validation split; or a text, jsonl or parquet file.")] = "val",
+    by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,
+    context: Annotated[str | None, typer.Option(help="Window lengths N,N,...; default: the training context.")] = None,
+    min_: Annotated[list[str] | None, typer.Option("--min", metavar="NAME=V", help="Exit 3 when a figure is below V.")] = None,
+    max_: Annotated[list[str] | None, typer.Option("--max", metavar="NAME=V", help="Exit 3 when a figure is above V.")] = None,
+    text_field: Annotated[str, typer.Option(help="Field of a record that holds the text, with --on FILE.")] = "text",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once; does not change the result.")] = 8192,
+    figure: Annotated[Path | None, typer.Option(help="With --by-position: draw the curves into this .png or .svg.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure models on a text: loss, perplexity, bits per byte, with 95 % confidence intervals."""
+    from mosaic_cli.device import choose_placement
+    from mosaic_cli.runs.loading import load_trained
+
+    bounds = [_bound(text, "--min") for text in min_ or []], [_bound(text, "--max") for text in max_ or []]
+    contexts = _contexts(context)
+    placement = choose_placement(device, dtype)
+    display.note(f"evaluating on {placement.reason}")
+    trained = [load_trained(spec, placement) for spec in ckpt]
+    results = []
+    for one in trained:
+        tokens, num_bytes = _text(one, on, text_field)
+        for length in contexts or [one.model.config.context_length]:
+            results.append((one, _measure(one, tokens, num_bytes, length, placement, batch_tokens)))
+    rows = [_values(one, result, on, by_position) for one, result in results]
+    if json:
+        display.print_json("mosaic.eval/1", {"results": rows})
+    else:
+        _print(rows, by_position)
+    if figure is not None:
+        from mosaic_cli.commands.figures import draw_loss_by_position
+
+        draw_loss_by_position(rows, figure)
+        display.note(f"drawn: {figure}")
+    _check(rows, *bounds)
+
+
+def _measure(one: "TrainedModel", tokens, num_bytes: int, length: int, placement, batch_tokens: int) -> "LanguageResult":
+    from mosaic_cli.evaluation.language import evaluate_language
+
+    with display.Bar() as bar:
+        for result in evaluate_language(one.model, tokens, placement, context_length=length, num_bytes=num_bytes,
+                                        batch_tokens=batch_tokens):
+            bar.update(f"{one.spec}, context {length}", result.tokens, result.total_tokens)
+    return result
+
+
+def _text(one: "TrainedModel", on: str, text_field: str):
+    """Tokens to evaluate on, and the bytes of text they stand for."""
+    from mosaic_cli.data.shards import Manifest, open_split
+    from mosaic_cli.data.text import tokens_of_file
+
+    if on != "val":
+        return tokens_of_file(on, one.tokenizer, text_field)
+    folder = Path(one.run.info()["data_dir"])
+    manifest = Manifest.load(folder)
+    if manifest.tokenizer_fingerprint != one.tokenizer.fingerprint:
+        raise UsageError(f"{folder} was prepared with another tokenizer than {one.spec} was trained with", where=folder,
+                         hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE")
+    return open_split(folder, "val"), manifest.splits["val"].bytes
+
+
+def _values(one: "TrainedModel", result: "LanguageResult", on: str, by_position: bool) -> dict[str, object]:
+    from mosaic_cli.core.model import count_parameters
+
+    finite = all(map(math.isfinite, result.interval))
+    info = one.run.info()
+    values = {
+        "ckpt": one.spec,
+        "checkpoint": str(one.checkpoint),
+        "kind": one.model.config.kind,
+        "parameters": count_parameters(one.model),
+        "on": on,
+        "data_source": info["data_source"] if on == "val" else on,
+        "context": result.context_length,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens": result.tokens,
+        "interval": list(result.interval) if finite else None,
+    }
+    if by_position:
+        losses = result.loss_by_position
+        values |= {"positions": list(range(len(losses))), "loss_by_position": losses}
+    return values
+
+
+def _print(rows: list[dict], by_position: bool) -> None:
+    heads = ["", *(f"{row['ckpt']} @ {row['context']}" for row in rows)]
+    half = [(row["interval"][1] - row["interval"][0]) / 2 if row["interval"] else None for row in rows]
+    table = [
+        ["kind", *(row["kind"] for row in rows)],
+        ["parameters", *(f"{row['parameters']:,}" for row in rows)],
+        ["loss (nats per token)", *(f"{r['loss']:.4f} ± {h:.4f}" if h is not None else f"{r['loss']:.4f}"
+                                    for r, h in zip(rows, half, strict=True))],
+        ["perplexity", *(f"{row['perplexity']:.3f}" for row in rows)],
+        ["bits per byte", *(f"{row['bits_per_byte']:.4f}" for row in rows)],
+        ["tokens", *(f"{row['tokens']:,}" for row in rows)],
+    ]
+    sources = ", ".join(dict.fromkeys(str(row["data_source"]) for row in rows))
+    display.print_table(f"On {rows[0]['on']} ({sources})", heads, table,
+                        caption="± is half a 95 % confidence interval; the window is the unit.")
+    if by_position:
+        longest = max(len(row["positions"]) for row in rows)
+        spans = [(0, 1)] + [(2**i, min(2 ** (i + 1), longest)) for i in range(longest.bit_length()) if 2**i < longest]
+        display.print_table("Loss by position in the window (mean over the span)", heads, [
+            [f"{a}" if b == a + 1 else f"{a}-{b - 1}", *(_mean(row["loss_by_position"][a:b]) for row in rows)]
+            for a, b in spans
+        ])
+
+
+def _mean(losses: list[float]) -> str:
+    return f"{sum(losses) / len(losses):.4f}" if losses else ""
+
+
+def _contexts(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--context {text!r} is not a list of lengths", where="--context", hint="Like 256,512,1024.")
+    return [int(part) for part in parts]
+
+
+def _bound(text: str, flag: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    known = ("loss", "perplexity", "bits_per_byte", "tokens")
+    try:
+        if name in known:
+            return name, float(value)
+    except ValueError:
+        pass
+    raise UsageError(f"{flag} {text!r} is not NAME=VALUE", where=flag, hint=f"Names: {', '.join(known)}.")
+
+
+def _check(rows: list[dict], minima: list[tuple[str, float]], maxima: list[tuple[str, float]]) -> None:
+    failed = [f"{row['ckpt']}: {name} {row[name]:.6g} is below {bound:g}" for row in rows for name, bound in minima
+              if row[name] < bound]
+    failed += [f"{row['ckpt']}: {name} {row[name]:.6g} is above {bound:g}" for row in rows for name, bound in maxima
+               if row[name] > bound]
+    if failed:
+        raise CheckFailed("; ".join(failed), where="--min/--max")

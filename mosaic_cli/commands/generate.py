@@ -1,0 +1,90 @@
+"""`mosaic generate`: continue a prompt."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mosaic_cli.commands import display
+from mosaic_cli.commands.options import Ckpt, Debug, Device, Dtype, Json
+from mosaic_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mosaic_cli.generation import Writer
+
+EPILOG = 'Example: mosaic generate --ckpt quickstart "Once upon a time" --max-new-tokens 200'
+
+
+def generate(
+    ckpt: Ckpt,
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; default: standard input.")] = None,
+    n: Annotated[int, typer.Option("-n", "--num-samples", min=1, help="Continuations, written side by side.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that reach probability p.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End where this text appears; repeatable.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Continue a prompt with a trained model, streaming to stdout."""
+    from mosaic_cli.device import choose_placement
+    from mosaic_cli.generation import Sampling, Writer
+    from mosaic_cli.runs.loading import load_trained
+
+    text = _prompt(prompt, prompt_file)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    placement = choose_placement(device, dtype)
+    trained = load_trained(ckpt, placement)
+    display.note(f"{trained.checkpoint}, {placement.reason}")
+    writer = Writer(
+        trained.model, trained.tokenizer, text, placement, num_samples=n, max_new_tokens=max_new_tokens,
+        sampling=sampling, seed=seed, stop=tuple(stop or ()),
+    )
+    stream = n == 1 and not json
+    if stream:
+        display.stream(text)
+    for pieces in writer:
+        if stream:
+            display.stream(pieces[0])
+    if stream:
+        display.stream("\n")
+    _report(writer, json, printed=stream)
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("both a prompt and --prompt-file are given", where="--prompt-file", hint="Give one of them.")
+    if prompt_file is not None:
+        try:
+            return prompt_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the prompt cannot be read: {error}", where=prompt_file) from error
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise UsageError("no prompt", hint='Give one: mosaic generate --ckpt RUN "Once upon"')
+        return sys.stdin.read()
+    return prompt
+
+
+def _report(writer: "Writer", json: bool, printed: bool) -> None:
+    samples = writer.samples()
+    if json:
+        display.print_json("mosaic.generate/1", {
+            "samples": [vars(sample) for sample in samples],
+            "prefill_tokens_per_second": writer.prefill_tokens_per_second,
+            "decode_tokens_per_second": writer.decode_tokens_per_second,
+        })
+    elif not printed:
+        for number, sample in enumerate(samples, 1):
+            display.result(f"--- {number} of {len(samples)} ({sample.stop_reason})\n{sample.prompt}{sample.text}")
+    decode = writer.decode_tokens_per_second
+    speed = f", decode {decode:,.0f} tokens/s" if decode else ""
+    display.note(f"prefill {writer.prefill_tokens_per_second:,.0f} tokens/s{speed}; "
+                 f"stopped: {', '.join(sample.stop_reason for sample in samples)}")

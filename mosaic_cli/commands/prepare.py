@@ -1,0 +1,129 @@
+"""`mosaic prepare`: from text to token shards."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mosaic_cli.commands import display
+from mosaic_cli.commands.options import Debug, Json, Seed, Set
+from mosaic_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mosaic_cli.data.shards import Manifest
+    from mosaic_cli.recipe import DataSection
+
+EPILOG = "Example: mosaic prepare stories.txt --tokenizer bpe --vocab-size 4096 --out data/stories"
+
+
+def prepare(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(help="A recipe; or text, jsonl or parquet files (plain, .gz, .zst), folders, - for standard "
+                       "input, hub:owner/name[:split], builtin:stories."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: the recipe's, or data/NAME.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="bpe, gpt2, char, byte, or a tokenizer file or folder.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Entries of a trained BPE.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of a record that holds the text.")] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Share held out for validation.")] = None,
+    num_documents: Annotated[int | None, typer.Option(help="Read this many documents and no more.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that tokenize; default: one a core.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count records that cannot be read.")] = False,
+    verify: Annotated[Path | None, typer.Option(help="Check a prepared folder's files by hash; prepare nothing.")] = None,
+    seed: Seed = None,
+    set_: Set = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn text into shuffled-access token shards. Prints the data folder."""
+    from mosaic_cli.recipe import DataSection
+
+    if verify is not None:
+        return _verify(verify, json)
+    if not source:
+        raise UsageError("no source", hint="mosaic prepare RECIPE, or mosaic prepare FILE... --out DIR")
+    flags = {"tokenizer": tokenizer, "vocab_size": vocab_size, "text_field": text_field, "val_fraction": val_fraction,
+             "num_documents": num_documents, "skip_bad": skip_bad or None, "seed": seed}
+    data, folder = _from_recipe(source[0], flags, set_) if _is_recipe(source) else _from_sources(source, flags, set_)
+    assert isinstance(data, DataSection)
+    folder = out or folder
+    manifest = prepare_with_progress(data, folder, force=force, workers=workers)
+    _report(manifest, folder, json)
+
+
+def prepare_with_progress(data: "DataSection", folder: Path, **options: object) -> "Manifest":
+    """Prepare, drawing how far it is; returns the manifest."""
+    from mosaic_cli.data.prepare import prepare as run
+    from mosaic_cli.data.shards import Manifest
+
+    display.note(f"preparing {folder}")
+    with display.Bar() as bar:
+        for progress in run(data, folder, **options):
+            bar.update(progress.phase, progress.done, progress.total, progress.detail)
+    manifest = Manifest.load(folder)
+    if manifest.fallback_reason:
+        display.warn(f"prepared {manifest.source_used} instead of {manifest.source_asked}: {manifest.fallback_reason}")
+    if manifest.skipped_records:
+        display.warn(f"{manifest.skipped_records} bad records were skipped")
+    return manifest
+
+
+def _is_recipe(source: list[str]) -> bool:
+    from mosaic_cli.recipe import BUILTIN_RECIPES
+
+    if len(source) != 1:
+        return False
+    return source[0].endswith((".yaml", ".yml")) or (
+        not Path(source[0]).exists() and (BUILTIN_RECIPES / f"{source[0]}.yaml").is_file()
+    )
+
+
+def _from_recipe(name: str, flags: dict[str, object], overrides: list[str] | None) -> tuple["DataSection", Path]:
+    from mosaic_cli.recipe import load_recipe
+
+    dotted = {f"data.{key}": value for key, value in flags.items()}
+    recipe = load_recipe(name, flags=dotted, overrides=overrides).recipe
+    return recipe.data, recipe.data_dir
+
+
+def _from_sources(source: list[str], flags: dict[str, object], overrides: list[str] | None) -> tuple["DataSection", Path]:
+    """The data section that the arguments of the command line stand for, and its default folder."""
+    from mosaic_cli.recipe import load_data_section
+
+    kind, _, rest = source[0].partition(":")
+    if kind in ("hub", "builtin") and len(source) > 1:
+        raise UsageError(f"{source[0]} cannot be mixed with other sources", hint="Prepare one at a time.")
+    if kind == "hub":
+        name, _, split = rest.partition(":")
+        values = {"source": "hub", "hub": name, "hub_split": split or "train"}
+        default = name.rpartition("/")[2]
+    elif kind == "builtin":
+        values, default = {"source": "builtin", "builtin": rest}, rest
+    else:
+        values, default = {"source": "files", "files": source}, Path(source[0]).name.split(".")[0] or "text"
+        default = "stdin" if source == ["-"] else default
+    values |= {key: value for key, value in flags.items() if value is not None}
+    return load_data_section(values, overrides), Path("data") / default
+
+
+def _verify(folder: Path, json: bool) -> None:
+    from mosaic_cli.data.shards import verify
+
+    report = verify(folder)
+    if json:
+        display.print_json("mosaic.prepare-verify/1", {"data": str(folder), "files": report.files,
+                                                       "tokens": report.tokens})
+    else:
+        display.result(f"{folder}: {len(report.files)} files, {report.tokens:,} tokens, all as the manifest says")
+
+
+def _report(manifest: "Manifest", folder: Path, json: bool) -> None:
+    if json:
+        display.print_json("mosaic.prepare/1", {"data": str(folder), "manifest": manifest.to_json()})
+        return
+    for name, split in manifest.splits.items():
+        display.note(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {display.format_bytes(split.bytes)}")
+    display.note(f"{manifest.tokenizer_kind} tokenizer of {manifest.vocab_size:,}, from {manifest.source_used}")
+    display.result(str(folder))

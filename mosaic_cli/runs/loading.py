@@ -1,0 +1,42 @@
+"""From a `--ckpt` argument to a model that can be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mosaic_cli.core.model import LanguageModel
+from mosaic_cli.data.tokenizer import Tokenizer
+from mosaic_cli.device import Placement
+from mosaic_cli.errors import CheckpointError
+from mosaic_cli.runs.checkpoint import load_model
+from mosaic_cli.runs.directory import Run, find_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint's model with the tokenizer and run it belongs to."""
+
+    spec: str
+    """What the user wrote after `--ckpt`."""
+    run: Run
+    checkpoint: Path
+    model: LanguageModel
+    tokenizer: Tokenizer
+
+
+def load_trained(spec: str, placement: Placement) -> TrainedModel:
+    """Load a model for use, on the placement's device and in evaluation mode.
+
+    Raises:
+        UsageError: no such run or checkpoint.
+        CheckpointError: it is damaged, or its tokenizer is not the one it was trained with.
+    """
+    run, checkpoint = find_checkpoint(spec)
+    if run is None:
+        raise CheckpointError("the checkpoint lies outside of a run, so its tokenizer is not known", where=checkpoint,
+                              hint="Keep it at RUN/checkpoints/step-XXXXXXXX beside RUN/tokenizer.json.")
+    model, config = load_model(checkpoint, placement.device)
+    tokenizer = Tokenizer.load(run.tokenizer_path)
+    if tokenizer.fingerprint != config["tokenizer"]:
+        raise CheckpointError("the run's tokenizer.json is not the one its checkpoint was trained with",
+                              where=run.tokenizer_path, hint="Put the run's own tokenizer.json back.")
+    return TrainedModel(spec, run, checkpoint, model, tokenizer)

@@ -1,0 +1,102 @@
+"""From a recipe and prepared data to a trainer that is ready to step."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from mosaic_cli.core.model import LanguageModel, build_model, count_parameters
+from mosaic_cli.data.shards import Manifest, open_split
+from mosaic_cli.data.tokenizer import Tokenizer
+from mosaic_cli.device import Placement
+from mosaic_cli.errors import UsageError
+from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
+from mosaic_cli.runs.directory import Run, create_run, locate_run, refuse_existing
+from mosaic_cli.training.loop import Trainer
+
+MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
+    "train.max_steps", "train.eval_interval", "train.eval_tokens", "train.save_interval", "train.keep_checkpoints",
+    "train.log_interval", "train.sample_prompt", "train.sample_tokens", "train.device", "train.compile",
+    "data.dir", "data.files", "data.if_unreachable",
+}
+
+
+def new_model(recipe: Recipe, vocab_size: int, placement: Placement) -> LanguageModel:
+    """The recipe's model with the starting values that its seed gives, on the placement's device."""
+    torch.manual_seed(recipe.train.seed)
+    return build_model(recipe.model.with_vocab(vocab_size)).to(placement.device)
+
+
+def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
+    """Create a run and its trainer at step 0. The recipe's data must be prepared.
+
+    Raises:
+        UsageError: the run exists.
+        DataError: the data is damaged, or too short for one window.
+    """
+    refuse_existing(locate_run(run_name))
+    manifest, tokenizer = _open_data(recipe.data_dir)
+    model = new_model(recipe, tokenizer.vocab_size, placement)
+    trainer = _trainer(locate_run(run_name), recipe, model, manifest, tokenizer, placement)
+    run = create_run(
+        run_name, recipe,
+        device=str(placement.device), dtype=str(placement.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(), parameters=count_parameters(model), kind=recipe.model.kind,
+        data_dir=str(recipe.data_dir), data_fingerprint=manifest.fingerprint, data_source=manifest.source_used,
+        fallback_reason=manifest.fallback_reason, seconds=0.0,
+    )
+    tokenizer.save(run.tokenizer_path)
+    return trainer
+
+
+def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Trainer:
+    """The trainer of an existing run, at its latest checkpoint (or at step 0 when it has none).
+
+    Args:
+        asked: the recipe the user gave along, if any; it may differ only in what leaves past steps valid.
+
+    Raises:
+        UsageError: the recipe differs from the run's in a key that may not change.
+        DataError: the data is not what the run was trained on.
+        CheckpointError: the checkpoint is damaged.
+    """
+    recipe = load_recipe(run.recipe_path).recipe
+    if asked is not None:
+        recipe = _changed(recipe, asked, run)
+    manifest, tokenizer = _open_data(recipe.data_dir)
+    info = run.info()
+    if manifest.fingerprint != info["data_fingerprint"]:
+        raise UsageError("the prepared data is not what the run was trained on", where=recipe.data_dir,
+                         hint="Prepare it again as the run's recipe says, or begin a new run.")
+    model = new_model(recipe, tokenizer.vocab_size, placement)
+    trainer = _trainer(run, recipe, model, manifest, tokenizer, placement)
+    trainer.resume()
+    run.update_info(status="running", resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    return trainer
+
+
+def _open_data(folder: Path) -> tuple[Manifest, Tokenizer]:
+    return Manifest.load(folder), Tokenizer.load(folder / "tokenizer.json")
+
+
+def _trainer(run: Run, recipe: Recipe, model: LanguageModel, manifest: Manifest, tokenizer: Tokenizer,
+             placement: Placement) -> Trainer:
+    tokens = {split: open_split(recipe.data_dir, split) for split in ("train", "val")}
+    return Trainer(run, model, tokens, tokenizer, recipe.train, placement, num_val_bytes=manifest.splits["val"].bytes)
+
+
+def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:
+    """The run's recipe with the permitted changes of `asked` taken over."""
+    before, after = _flat(own), _flat(asked.recipe)
+    for key, value in after.items():
+        if before[key] != value and key != "name" and key not in MAY_CHANGE_ON_RESUME:
+            raise UsageError(f"{key} is {value!r}, but the run was begun with {before[key]!r}",
+                             where=f"{asked.origin(key)}: {key}",
+                             hint=f"Leave it as it was, or begin another run instead of resuming {run.name}.")
+    return asked.recipe.model_copy(update={"name": own.name})
+
+
+def _flat(recipe: Recipe) -> dict[str, object]:
+    values = recipe.model_dump(mode="json")
+    flat = {"name": values.pop("name")}
+    return flat | {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}

@@ -1,0 +1,120 @@
+"""The fast functions against the loops: values and every gradient, odd lengths, states carried over."""
+
+import pytest
+import torch
+
+from mosaic_cli.core import ops, reference
+
+H, D = 3, 5
+
+
+def _leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def _gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    weights = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).view_as(output)
+    return torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
+
+
+def _assert_same(fast, slow, inputs):
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+    for a, b in zip(_gradients(fast, inputs), _gradients(slow, inputs), strict=True):
+        if a is None or b is None:  # an input the output does not depend on
+            assert (a is None or not a.any()) and (b is None or not b.any())
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("T", [1, 2, 7, 63, 64, 65, 130])
+def test_leaky_average_is_the_recurrence(T):
+    x, rate = _leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
+    slow = torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2)
+    _assert_same(ops.leaky_average(x, rate), slow, [x, rate])
+
+
+@pytest.mark.parametrize("cut", [1, 64, 100, 129])
+def test_leaky_average_goes_on_from_a_state(cut):
+    x, rate = torch.randn(2, 130, H, D, dtype=torch.float64), torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
+    whole = ops.leaky_average(x, rate)
+    first = ops.leaky_average(x[:, :cut], rate)
+    second = ops.leaky_average(x[:, cut:], rate, first[:, :, -1])
+    torch.testing.assert_close(torch.cat([first, second], dim=2), whole)
+
+
+def test_leaky_average_of_a_very_long_sequence_levels_out():
+    chunks = ops.LEAKY_CHUNK**2 + 1  # three levels of the recursion
+    x, rate = torch.ones(1, chunks, 1, 1), torch.tensor([0.05])
+    limit = 1 / (1 - torch.exp(-rate))
+    assert ops.leaky_average(x, rate)[0, 0, -1] == pytest.approx(limit.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("T", [2, 9, 33])
+def test_strict_past_read_is_kernel_regression(T):
+    keys = ops.normalise(_leaf(2, H, T, D))
+    values, beta = _leaf(2, H, T - 1, D), torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
+    keys = keys.detach().requires_grad_()
+    slow = torch.stack([
+        reference.strict_past_read(k.transpose(0, 1), v.transpose(0, 1), beta).transpose(0, 1)
+        for k, v in zip(keys, values, strict=True)
+    ])
+    fast = ops.strict_past_read(keys, keys[:, :, :-1], values, beta)
+    assert not fast[:, :, 0].any(), "an empty memory answers zero"
+    _assert_same(fast, slow, [keys, values, beta])
+
+
+def test_a_single_token_has_no_past_to_read():
+    nothing = torch.empty(2, H, 0, D)
+    assert not ops.strict_past_read(torch.randn(2, H, 1, D), nothing, nothing, torch.ones(H)).any()
+
+
+@pytest.mark.parametrize("newest", [1, 4, 12])
+def test_newest_queries_read_what_the_whole_would(newest):
+    keys, values = torch.randn(2, H, 13, D), torch.randn(2, H, 12, D)
+    beta = torch.ones(H)
+    whole = ops.strict_past_read(keys, keys[:, :, :-1], values, beta)
+    part = ops.strict_past_read(keys[:, :, -newest:], keys[:, :, :-1], values, beta)
+    torch.testing.assert_close(part, whole[:, :, -newest:])
+
+
+def test_order_of_stored_pairs_is_irrelevant():
+    query, keys, values = torch.randn(1, H, 1, D), torch.randn(1, H, 20, D), torch.randn(1, H, 20, D)
+    order, beta = torch.randperm(20), torch.full((H,), 3.0)
+    shuffled = ops.strict_past_read(query, keys[:, :, order], values[:, :, order], beta)
+    torch.testing.assert_close(shuffled, ops.strict_past_read(query, keys, values, beta))
+
+
+def test_retrieval_weights_sum_to_one():
+    ones = torch.ones(2, H, 8, D)
+    reads = ops.strict_past_read(torch.randn(2, H, 9, D), torch.randn(2, H, 8, D), ones, torch.rand(H) * 9)
+    torch.testing.assert_close(reads[:, :, 1:], ones)
+
+
+@pytest.mark.parametrize("T", [1, 6])
+def test_slot_read_is_kernel_regression_over_slots(T):
+    queries, keys, values = _leaf(2, H, T, D), _leaf(H, 11, D), _leaf(H, 11, D)
+    beta = torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
+    slow = torch.stack([reference.slot_read(q.transpose(0, 1), keys, values, beta).transpose(0, 1) for q in queries])
+    _assert_same(ops.slot_read(queries, keys, values, beta), slow, [queries, keys, values, beta])
+
+
+def test_parameters_start_where_the_paper_says():
+    assert ops.inverse_bandwidth(torch.tensor(0.1)).item() == pytest.approx(torch.e**2)
+    assert ops.inverse_bandwidth(torch.tensor(9.0)).item() == pytest.approx(torch.e**10)
+    assert ops.value_scale(torch.tensor(-0.05)).item() == pytest.approx(torch.e**-0.5)
+    assert ops.leak_rate(torch.tensor(-0.05)).item() == pytest.approx(0.5)
+
+
+def test_zero_vectors_stay_zero_and_finite():
+    zeros = torch.zeros(2, 3, requires_grad=True)
+    out = ops.normalise(zeros)
+    out.sum().backward()
+    assert not out.any() and torch.isfinite(zeros.grad).all()
+
+
+def test_bfloat16_is_averaged_and_normalised_in_float32():
+    x = torch.randn(1, 70, H, D, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        averages = ops.leaky_average(x, torch.full((H,), 0.01))
+        assert averages.dtype == ops.normalise(averages).dtype == torch.float32
+    torch.testing.assert_close(averages, ops.leaky_average(x.float(), torch.full((H,), 0.01)))
