@@ -80,10 +80,10 @@ def _text(one: "TrainedModel", on: str, text_field: str):
         return tokens_of_file(on, one.tokenizer, text_field)
     folder = Path(one.run.info()["data_dir"])
     manifest = Manifest.load(folder)
-    if manifest.tokenizer_fingerprint != one.tokenizer.fingerprint:
+    if manifest.tokenizer.fingerprint != one.tokenizer.fingerprint:
         raise UsageError(f"{folder} was prepared with another tokenizer than {one.spec} was trained with", where=folder,
                          hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE")
-    return open_split(folder, "val"), manifest.splits["val"].bytes
+    return open_split(folder, "val"), manifest.val.bytes
 
 
 def _values(one: "TrainedModel", result: "LanguageResult", on: str, by_position: bool) -> dict[str, object]:

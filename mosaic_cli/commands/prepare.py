@@ -1,5 +1,6 @@
 """`mosaic prepare`: from text to token shards."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Debug, Json, Seed, Set
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mosaic_cli.data.shards import Manifest
@@ -56,17 +57,18 @@ def prepare(
 def prepare_with_progress(data: "DataSection", folder: Path, **options: object) -> "Manifest":
     """Prepare, drawing how far it is; returns the manifest."""
     from mosaic_cli.data.prepare import prepare as run
-    from mosaic_cli.data.shards import Manifest
 
     display.note(f"preparing {folder}")
     with display.Bar() as bar:
         for progress in run(data, folder, **options):
-            bar.update(progress.phase, progress.done, progress.total, progress.detail)
-    manifest = Manifest.load(folder)
-    if manifest.fallback_reason:
-        display.warn(f"prepared {manifest.source_used} instead of {manifest.source_asked}: {manifest.fallback_reason}")
-    if manifest.skipped_records:
-        display.warn(f"{manifest.skipped_records} bad records were skipped")
+            if progress.warning:
+                display.warn(progress.warning)
+            detail = f"{progress.documents:,} documents" + (f", {progress.tokens:,} tokens" if progress.tokens else "")
+            bar.update(progress.phase, progress.done, progress.total, detail)
+    manifest = progress.manifest
+    source = manifest.source
+    if source.skipped_records:
+        display.warn(f"{source.skipped_records} bad records were skipped, the first: {source.first_skipped}")
     return manifest
 
 
@@ -112,18 +114,21 @@ def _verify(folder: Path, json: bool) -> None:
     from mosaic_cli.data.shards import verify
 
     report = verify(folder)
+    if not report.ok:
+        raise DataError("; ".join(report.problems), where=folder,
+                        hint=f"Prepare the data again: mosaic prepare RECIPE --out {folder} --force")
     if json:
         display.print_json("mosaic.prepare-verify/1", {"data": str(folder), "files": report.files,
-                                                       "tokens": report.tokens})
+                                                       "bytes": report.bytes})
     else:
-        display.result(f"{folder}: {len(report.files)} files, {report.tokens:,} tokens, all as the manifest says")
+        display.result(f"{folder}: {report.files} files, {display.format_bytes(report.bytes)}, as the manifest says")
 
 
 def _report(manifest: "Manifest", folder: Path, json: bool) -> None:
     if json:
-        display.print_json("mosaic.prepare/1", {"data": str(folder), "manifest": manifest.to_json()})
+        display.print_json("mosaic.prepare/1", {"data": str(folder), "manifest": asdict(manifest)})
         return
-    for name, split in manifest.splits.items():
+    for name, split in (("train", manifest.train), ("val", manifest.val)):
         display.note(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {display.format_bytes(split.bytes)}")
-    display.note(f"{manifest.tokenizer_kind} tokenizer of {manifest.vocab_size:,}, from {manifest.source_used}")
+    display.note(f"{manifest.tokenizer.kind} tokenizer of {manifest.vocab_size:,}, from {manifest.source.used}")
     display.result(str(folder))

@@ -48,5 +48,4 @@ class ValueExtractor(nn.Module):
             content = torch.cat([previous, content], dim=2)
         gamma = self.peek[:, None, None].to(content.dtype)
         mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
-        values = ops.normalise(mixed) * ops.value_scale(self.scale)[:, None, None]
-        return values.to(content.dtype), newest
+        return ops.normalise(mixed, ops.value_scale(self.scale)).to(content.dtype), newest

@@ -39,40 +39,63 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
         state: (B, H, D), a_{-1}; None means zero.
 
     Returns:
-        (B, H, T, D); the last one is the state to go on with.
+        (B, H, T, D), a view of memory in the order of x; the last one is the state to go on with.
     """
     B, T, H, D = x.shape
     chunk = min(T, LEAKY_CHUNK)
-    num_chunks = -(-T // chunk)
+    n = -(-T // chunk)  # chunks
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        rate = rate.to(dtype)
+        rate, x = rate.to(dtype), x.to(dtype)
+        if n * chunk > T:
+            x = F.pad(x, (0, 0, 0, 0, 0, n * chunk - T))
         steps = torch.arange(chunk, device=x.device, dtype=dtype)
-        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, num_chunks * chunk - T))
-        x = x.view(B, num_chunks, chunk, H, D).permute(3, 2, 0, 1, 4).reshape(H, chunk, B * num_chunks * D)
-        lags = (steps[:, None] - steps).clamp(min=0)  # (chunk, chunk)
-        within = torch.bmm(torch.exp(-rate[:, None, None] * lags).tril(), x).view(H, chunk, B, num_chunks, D)
-        average = within.permute(2, 0, 3, 1, 4)  # (B, H, num_chunks, chunk, D)
-        if num_chunks > 1 or state is not None:
-            carry = _carry_into_chunks(within[:, -1], rate * chunk, state)  # (B, H, num_chunks, D)
+        decay = torch.exp(-rate[:, None, None] * (steps[:, None] - steps).clamp(min=0)).tril()  # (H, chunk, chunk)
+        x = x.view(B, n, chunk, H, D).permute(3, 2, 0, 1, 4).reshape(H, chunk, B * n * D)
+        average = torch.bmm(decay, x).view(H, chunk, B, n, D)
+        if n > 1 or state is not None:
+            carry = _carry_into_chunks(average[:, -1], rate * chunk, state)  # (H, B, n, D)
             fade = torch.exp(-rate[:, None] * (steps + 1))  # (H, chunk)
-            average = average + fade[:, None, :, None] * carry[:, :, :, None, :]
-        return average.reshape(B, H, num_chunks * chunk, D)[:, :, :T]
+            average = torch.addcmul(average, fade[:, :, None, None, None], carry[:, None])
+        return average.permute(2, 3, 1, 0, 4).reshape(B, n * chunk, H, D)[:, :T].transpose(1, 2)
 
 
 def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None) -> Tensor:
-    """The average just before each chunk (B, H, n, D), from the sums at the chunks' ends (H, B, n, D)."""
+    """The average just before each chunk (H, B, n, D), from the sums at the chunks' ends (H, B, n, D)."""
     H, B, n, D = ends.shape
-    first = torch.zeros(B, H, 1, D, device=ends.device, dtype=ends.dtype) if state is None else state[:, :, None]
+    first = ends.new_zeros(H, B, 1, D) if state is None else state.to(ends.dtype).transpose(0, 1)[:, :, None]
     if n == 1:
-        return first.to(ends.dtype)
-    before = leaky_average(ends[:, :, :-1].permute(1, 2, 0, 3), rate, state)
-    return torch.cat([first, before], dim=2)
+        return first
+    before = leaky_average(ends[:, :, :-1].permute(1, 2, 0, 3), rate, state)  # (B, H, n - 1, D)
+    return torch.cat([first, before.transpose(0, 1)], dim=2)
 
 
-def normalise(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, in float32 or better; a zero vector stays zero."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+def normalise(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """scale_h x / |x| over the last dimension, in float32 or better; a zero vector stays zero.
+
+    x is (B, H, T, D), scale (H,) or None for 1.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = x.new_ones(x.shape[1]) if scale is None else scale.to(x.dtype)
+    return _ScaledUnit.apply(x, scale)
+
+
+class _ScaledUnit(torch.autograd.Function):
+    """scale_h x / |x| with the gradient written out: half the passes over memory of what autograd records."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
+        inverse = x.norm(dim=-1, keepdim=True).clamp_(min=1e-12).reciprocal_()  # (B, H, T, 1)
+        ctx.save_for_backward(x, inverse, scale)
+        return x * (inverse * scale[:, None, None])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, inverse, scale = ctx.saved_tensors
+        along = (gradient * x).sum(dim=-1, keepdim=True).mul_(inverse)  # the gradient's component along x / |x|
+        factor = inverse * scale[:, None, None]
+        return (gradient * factor).addcmul_(x, along * inverse * factor, value=-1), along.sum(dim=(0, 2, 3))
 
 
 def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropout: float = 0.0) -> Tensor:
@@ -119,9 +142,9 @@ def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropo
     """
     B, H, T, D = queries.shape
     queries = (queries * beta[:, None, None]).to(values.dtype)
-    flat = queries.transpose(0, 1).reshape(1, H, B * T, D)
+    flat = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
     reads = _attend(flat, keys[None].to(values.dtype), values[None], dropout)
-    return reads.view(H, B, T, D).transpose(0, 1)
+    return reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float, **mask: object) -> Tensor:

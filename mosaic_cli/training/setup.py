@@ -42,8 +42,8 @@ def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
         run_name, recipe,
         device=str(placement.device), dtype=str(placement.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(), parameters=count_parameters(model), kind=recipe.model.kind,
-        data_dir=str(recipe.data_dir), data_fingerprint=manifest.fingerprint, data_source=manifest.source_used,
-        fallback_reason=manifest.fallback_reason, seconds=0.0,
+        data_dir=str(recipe.data_dir), data_fingerprint=manifest.fingerprint, data_source=manifest.source.used,
+        fallback_reason=manifest.source.fallback_reason, seconds=0.0,
     )
     tokenizer.save(run.tokenizer_path)
     return trainer
@@ -82,7 +82,7 @@ def _open_data(folder: Path) -> tuple[Manifest, Tokenizer]:
 def _trainer(run: Run, recipe: Recipe, model: LanguageModel, manifest: Manifest, tokenizer: Tokenizer,
              placement: Placement) -> Trainer:
     tokens = {split: open_split(recipe.data_dir, split) for split in ("train", "val")}
-    return Trainer(run, model, tokens, tokenizer, recipe.train, placement, num_val_bytes=manifest.splits["val"].bytes)
+    return Trainer(run, model, tokens, tokenizer, recipe.train, placement, num_val_bytes=manifest.val.bytes)
 
 
 def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:

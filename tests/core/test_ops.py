@@ -106,7 +106,7 @@ def test_parameters_start_where_the_paper_says():
 
 
 def test_zero_vectors_stay_zero_and_finite():
-    zeros = torch.zeros(2, 3, requires_grad=True)
+    zeros = torch.zeros(1, 1, 2, 3, requires_grad=True)
     out = ops.normalise(zeros)
     out.sum().backward()
     assert not out.any() and torch.isfinite(zeros.grad).all()
@@ -118,3 +118,9 @@ def test_bfloat16_is_averaged_and_normalised_in_float32():
         averages = ops.leaky_average(x, torch.full((H,), 0.01))
         assert averages.dtype == ops.normalise(averages).dtype == torch.float32
     torch.testing.assert_close(averages, ops.leaky_average(x.float(), torch.full((H,), 0.01)))
+
+
+def test_normalise_gradients_are_autograd_s():
+    x, scale = _leaf(2, H, 4, D), torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
+    slow = scale[:, None, None] * x / x.norm(dim=-1, keepdim=True)
+    _assert_same(ops.normalise(x, scale), slow, [x, scale])

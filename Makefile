@@ -1,0 +1,40 @@
+# `make` lists what there is. Everything runs in .venv, made on first use from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MOSAIC := $(BIN)/mosaic
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test smoke lint bench docs clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/ready  ## Train a mosaic and a transformer on the built-in stories, compare them, write a story (5 minutes)
+	@MOSAIC=$(MOSAIC) sh scripts/demo.sh
+
+test: $(VENV)/ready  ## Run the tests (4 minutes)
+	$(BIN)/python -m pytest
+
+smoke: $(VENV)/ready  ## Run every subcommand on tiny settings (1 minute)
+	@MOSAIC=$(abspath $(MOSAIC)) sh scripts/smoke.sh
+
+lint: $(VENV)/ready  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/ready  ## Measure speed: mosaic beside transformer, interleaved; writes benchmarks/results.json
+	$(BIN)/python -m benchmarks.run
+
+docs: $(VENV)/ready  ## Write the generated pages (docs/cli.md, docs/recipes.md)
+	$(BIN)/python -m mosaic_cli.commands.manual
+
+clean:  ## Delete the virtual environment, caches and what the demo made
+	rm -rf $(VENV) .pytest_cache .ruff_cache runs/demo-* data/quickstart
+
+# pip compiles every installed module by default; the imports that happen compile what they need
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mosaic needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@touch $@
