@@ -46,6 +46,5 @@ class ValueExtractor(nn.Module):
         newest = content[:, :, -1:]
         if previous is not None:
             content = torch.cat([previous, content], dim=2)
-        gamma = self.peek[:, None, None].to(content.dtype)
-        mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
-        return ops.normalise(mixed, ops.value_scale(self.scale)).to(content.dtype), newest
+        values = ops.peeked_values(content, self.peek, ops.value_scale(self.scale))
+        return values.to(content.dtype), newest

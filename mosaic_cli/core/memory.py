@@ -52,14 +52,16 @@ class ContextualMemory(nn.Module):
         """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
         keys, average = self.keys(x, cache.average if cache else None)  # (B, H, T, D)
         values, content = self.values(x, cache.pending_content if cache else None)
-        stored_keys = keys[:, :, :-1]
+        queries, stored_keys = ops.neighbours(keys)
         if cache is not None:
             if cache.pending_key is not None:
-                stored_keys = torch.cat([cache.pending_key, stored_keys], dim=2)
+                queries, stored_keys = keys, torch.cat([cache.pending_key, stored_keys], dim=2)
             cache.average, cache.pending_key, cache.pending_content = average, keys[:, :, -1:], content
             stored_keys, values = cache.pairs.append(stored_keys.to(values.dtype), values)
-        reads = self.read(keys, stored_keys, values)  # (B, H, T, D)
-        return self.dropout(self.output(reads.transpose(1, 2).flatten(2).to(x.dtype)))
+        reads = self.read(queries, stored_keys, values).transpose(1, 2).flatten(2)  # (B, T or T - 1, C)
+        if reads.shape[1] < x.shape[1]:  # y_0 = 0: the first token of all asks an empty memory
+            reads = torch.cat([torch.zeros_like(x[:, :1], dtype=reads.dtype), reads], dim=1)
+        return self.dropout(self.output(reads))
 
 
 class PersistentMemory(nn.Module):
@@ -84,4 +86,4 @@ class PersistentMemory(nn.Module):
         # alpha scales the slots' values rather than the reads: the same product on the smaller tensor
         values = self.slot_values * ops.value_scale(self.scale)[:, None, None]
         reads = self.read(keys, self.slot_keys, values)
-        return self.dropout(self.output(reads.transpose(1, 2).flatten(2).to(x.dtype)))
+        return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))

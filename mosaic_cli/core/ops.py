@@ -49,65 +49,160 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
         rate, x = rate.to(dtype), x.to(dtype)
         if n * chunk > T:
             x = F.pad(x, (0, 0, 0, 0, 0, n * chunk - T))
-        steps = torch.arange(chunk, device=x.device, dtype=dtype)
-        decay = torch.exp(-rate[:, None, None] * (steps[:, None] - steps).clamp(min=0)).tril()  # (H, chunk, chunk)
-        x = x.view(B, n, chunk, H, D).permute(3, 2, 0, 1, 4).reshape(H, chunk, B * n * D)
-        average = torch.bmm(decay, x).view(H, chunk, B, n, D)
+        average = _ChunkAverage.apply(x.reshape(B, n, chunk, H, D), rate)
         if n > 1 or state is not None:
-            carry = _carry_into_chunks(average[:, -1], rate * chunk, state)  # (H, B, n, D)
-            fade = torch.exp(-rate[:, None] * (steps + 1))  # (H, chunk)
-            average = torch.addcmul(average, fade[:, :, None, None, None], carry[:, None])
-        return average.permute(2, 3, 1, 0, 4).reshape(B, n * chunk, H, D)[:, :T].transpose(1, 2)
+            carry = _carry_into_chunks(average[:, :, -1], rate * chunk, state)  # (B, n, H, D)
+            steps = torch.arange(1, chunk + 1, device=x.device, dtype=dtype)
+            fade = torch.exp(-rate * steps[:, None])  # (chunk, H)
+            average = torch.addcmul(average, fade[..., None], carry[:, :, None])
+        return average.view(B, n * chunk, H, D)[:, :T].transpose(1, 2)
 
 
-def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None) -> Tensor:
-    """The average just before each chunk (H, B, n, D), from the sums at the chunks' ends (H, B, n, D)."""
-    H, B, n, D = ends.shape
-    first = ends.new_zeros(H, B, 1, D) if state is None else state.to(ends.dtype).transpose(0, 1)[:, :, None]
-    if n == 1:
-        return first
-    before = leaky_average(ends[:, :, :-1].permute(1, 2, 0, 3), rate, state)  # (B, H, n - 1, D)
-    return torch.cat([first, before.transpose(0, 1)], dim=2)
+class _ChunkAverage(torch.autograd.Function):
+    """The leaky average inside each chunk of x (B, n, chunk, H, D), from nothing, by one matrix product per head.
 
-
-def normalise(x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """scale_h x / |x| over the last dimension, in float32 or better; a zero vector stays zero.
-
-    x is (B, H, T, D), scale (H,) or None for 1.
+    The gradient is written out: autograd would record the making of the decay matrix in a dozen small steps.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = x.new_ones(x.shape[1]) if scale is None else scale.to(x.dtype)
-    return _ScaledUnit.apply(x, scale)
-
-
-class _ScaledUnit(torch.autograd.Function):
-    """scale_h x / |x| with the gradient written out: half the passes over memory of what autograd records."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
-        inverse = x.norm(dim=-1, keepdim=True).clamp_(min=1e-12).reciprocal_()  # (B, H, T, 1)
-        ctx.save_for_backward(x, inverse, scale)
-        return x * (inverse * scale[:, None, None])
+    def forward(ctx, x: Tensor, rate: Tensor) -> Tensor:
+        chunk = x.shape[2]
+        steps = torch.arange(chunk, device=x.device, dtype=x.dtype)
+        lags = (steps[:, None] - steps).clamp_(min=0)
+        decay = torch.exp(-rate[:, None, None] * lags).tril_()  # (H, chunk, chunk)
+        columns = _to_columns(x)
+        ctx.shape = x.shape
+        ctx.save_for_backward(columns, decay, lags)
+        return _from_columns(torch.bmm(decay, columns), x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x, inverse, scale = ctx.saved_tensors
-        along = (gradient * x).sum(dim=-1, keepdim=True).mul_(inverse)  # the gradient's component along x / |x|
-        factor = inverse * scale[:, None, None]
-        return (gradient * factor).addcmul_(x, along * inverse * factor, value=-1), along.sum(dim=(0, 2, 3))
+        columns, decay, lags = ctx.saved_tensors
+        gradient = _to_columns(gradient)
+        by_decay = torch.bmm(gradient, columns.transpose(1, 2))  # (H, chunk, chunk)
+        by_rate = -(by_decay.mul_(decay).mul_(lags)).sum(dim=(1, 2))
+        return _from_columns(torch.bmm(decay.transpose(1, 2), gradient), ctx.shape), by_rate
+
+
+def _to_columns(x: Tensor) -> Tensor:
+    """(B, n, chunk, H, D) -> (H, chunk, B * n * D)."""
+    B, n, chunk, H, D = x.shape
+    return x.permute(3, 2, 0, 1, 4).reshape(H, chunk, B * n * D)
+
+
+def _from_columns(columns: Tensor, shape: torch.Size) -> Tensor:
+    B, n, chunk, H, D = shape
+    return columns.view(H, chunk, B, n, D).permute(2, 3, 1, 0, 4).contiguous()
+
+
+def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None) -> Tensor:
+    """The average just before each chunk (B, n, H, D), from the sums at the chunks' ends (B, n, H, D)."""
+    first = torch.zeros_like(ends[:, :1]) if state is None else state[:, None].to(ends.dtype)
+    if ends.shape[1] == 1:
+        return first
+    return torch.cat([first, leaky_average(ends[:, :-1], rate, state).transpose(1, 2)], dim=1)
+
+
+def neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x_1 .. x_{T-1} and x_0 .. x_{T-2} of x (B, H, T, D), as views."""
+    return _Neighbours.apply(x)
+
+
+class _Neighbours(torch.autograd.Function):
+    """Two overlapping slices whose gradients are added in place: two passes over memory instead of five."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, :, 1:], x[:, :, :-1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, later: Tensor, earlier: Tensor) -> Tensor:
+        B, H, T, D = later.shape
+        gradient = later.new_empty(B, T + 1, H, D).transpose(1, 2)
+        gradient[:, :, 1:] = later
+        gradient[:, :, 0] = 0
+        gradient[:, :, :-1] += earlier
+        return gradient
+
+
+def normalise(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, in float32 or better; a zero vector stays zero."""
+    return _Unit.apply(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+class _Unit(torch.autograd.Function):
+    """x / |x| with the gradient written out: half the passes over memory of what autograd records."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        inverse = _inverse_norm(x)
+        ctx.save_for_backward(x, inverse)
+        return x * inverse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        x, inverse = ctx.saved_tensors
+        along = (gradient * x).sum(dim=-1, keepdim=True)
+        return (gradient * inverse).addcmul_(x, along.mul_(inverse.pow(3)), value=-1)
+
+
+def _inverse_norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12).reciprocal_()
+
+
+def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
+    """v_t = alpha v_bar_t / |v_bar_t|, v_bar_t = gamma c_t + (1 - gamma) c_{t+1} (v1, eq. 8), in float32 or better.
+
+    Args:
+        content: c (B, H, T, D).
+        gamma, alpha: (H,).
+
+    Returns:
+        (B, H, T - 1, D).
+    """
+    dtype = torch.promote_types(content.dtype, torch.float32)
+    return _PeekedValues.apply(content.to(dtype), gamma.to(dtype)[:, None, None], alpha.to(dtype)[:, None, None])
+
+
+class _PeekedValues(torch.autograd.Function):
+    """Mixing, normalising and scaling with the gradient written out, in a third of autograd's passes over memory."""
+
+    @staticmethod
+    def forward(ctx, content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
+        mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
+        inverse = _inverse_norm(mixed)
+        ctx.save_for_backward(content, mixed, inverse, gamma, alpha)
+        return mixed * (inverse * alpha)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        content, mixed, inverse, gamma, alpha = ctx.saved_tensors
+        along = (gradient * mixed).sum(dim=-1, keepdim=True).mul_(inverse)
+        by_alpha = along.sum(dim=(0, 2, 3)).view_as(alpha)
+        factor = inverse * alpha
+        by_mixed = (gradient * factor).addcmul_(mixed, along.mul_(inverse).mul_(factor), value=-1)
+        by_gamma = (by_mixed * (content[:, :, :-1] - content[:, :, 1:])).sum(dim=(0, 2, 3)).view_as(gamma)
+        by_content = torch.empty_like(content)
+        torch.mul(by_mixed, gamma, out=by_content[:, :, :-1])
+        by_content[:, :, -1] = 0
+        by_content[:, :, 1:].addcmul_(by_mixed, 1 - gamma)
+        return by_content, by_gamma, by_alpha
 
 
 def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropout: float = 0.0) -> Tensor:
-    """Kernel regression over the strict past (v1, eq. 6-7): the token at position p reads the pairs 0 .. p-1.
+    """Kernel regression over the strict past (v1, eq. 6-7) of the newest T positions, out of S + 1 positions in all.
 
-    The queries belong to the newest T positions, of which the last is S: query i reads the pairs j <= i + S - T. The
-    first position of all has no pair to read and gets zeros. From position 1 on, the strict past is an ordinary causal
-    attention, one step shifted, so the fused kernel serves and no T x T mask is made.
+    Position p reads the pairs 0 .. p - 1, so query i reads the pairs j <= i + S - T. Position 0 has no pair to read and
+    no place here. From position 1 on, the strict past is an ordinary causal attention, one step shifted: the fused
+    kernel serves and no T x T mask is made.
 
     Args:
         queries: (B, H, T, D).
-        keys, values: (B, H, S, D) with S >= T - 1.
+        keys, values: (B, H, S, D) with S >= T.
         beta: (H,) inverse bandwidth.
         dropout: probability of dropping a retrieval weight.
 
@@ -117,11 +212,8 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     T, S = queries.shape[2], keys.shape[2]
     queries = (queries * beta[:, None, None]).to(values.dtype)
     keys = keys.to(values.dtype)
-    if S == T - 1:
-        reads = values[:, :, :0] if S == 0 else _attend(queries[:, :, 1:], keys, values, dropout, is_causal=True)
-        return F.pad(reads, (0, 0, 1, 0))
-    if T == 1:
-        return _attend(queries, keys, values, dropout)
+    if T in (S, 1):
+        return _attend(queries, keys, values, dropout, is_causal=T > 1)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
     return _attend(queries, keys, values, dropout, attn_mask=visible)
 
@@ -141,9 +233,9 @@ def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropo
         (B, H, T, D) in the dtype of `values`.
     """
     B, H, T, D = queries.shape
-    queries = (queries * beta[:, None, None]).to(values.dtype)
-    flat = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    reads = _attend(flat, keys[None].to(values.dtype), values[None], dropout)
+    keys = (keys * beta[:, None, None]).to(values.dtype)  # rather than the queries: there are fewer slots than tokens
+    flat = queries.to(values.dtype).transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
+    reads = _attend(flat, keys[None], values[None], dropout)
     return reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
 
 

@@ -93,15 +93,13 @@ def prepare(data: DataSection, out: str | Path, *, force: bool = False,
     out = Path(out)
     try:
         with _workspace(out, force) as folder:
-            manifest = yield from _prepare_into(folder, data)
+            done = yield from _prepare_into(folder, data)
     except OSError as error:
         hint = "Free some space, or choose another folder with --out." if error.errno == errno.ENOSPC else None
         raise DataError(f"cannot write the data: {error.strerror or error}", where=error.filename or out,
                         hint=hint) from error
-    tokens = manifest.train.tokens + manifest.val.tokens
-    yield PrepareProgress("done", 1, 1, documents=manifest.train.documents + manifest.val.documents, tokens=tokens,
-                          manifest=manifest)
-    return manifest
+    yield done
+    return done.manifest
 
 
 def is_held_out(document: int, fraction: Fraction) -> bool:
@@ -110,7 +108,7 @@ def is_held_out(document: int, fraction: Fraction) -> bool:
     return (document + 1) * share // of > document * share // of
 
 
-def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress, None, Manifest]:
+def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress, None, PrepareProgress]:
     yield PrepareProgress("open")
     tokenizer = None if data.tokenizer in ("bpe", "char") else make_tokenizer(data.tokenizer)
     spool = folder / "spool"
@@ -125,7 +123,9 @@ def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress,
     scan.sample = None  # its memory is wanted for the second pass
     splits = yield from _encode(folder, source, scan, tokenizer)
     shutil.rmtree(spool)
-    return _write_manifest(folder, data, source, tokenizer, splits)
+    manifest = _write_manifest(folder, data, source, tokenizer, splits)
+    return PrepareProgress("done", documents=scan.documents, tokens=manifest.train.tokens + manifest.val.tokens,
+                           manifest=manifest)
 
 
 def _write_manifest(folder: Path, data: DataSection, source: Source, tokenizer: Tokenizer,

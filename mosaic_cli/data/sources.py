@@ -143,9 +143,8 @@ class FileSource(Source):
     def _texts(self) -> Iterator[tuple[str, bool]]:
         before = 0
         for path, name in self.paths:
-            size = path.stat().st_size
             with _reading(name), path.open("rb") as raw:
-                self._position = raw.tell
+                size, self._position = path.stat().st_size, raw.tell
                 for text in self._file(path, raw, name):
                     self.done = before + min(self._position(), size)
                     yield text

@@ -228,7 +228,7 @@ def test_progress_ends_where_it_said(tmp_path, corpus, monkeypatch):
         assert len(done) > 5 and done == sorted(done) and done[-1] <= corpus.stat().st_size
     last = [item for item in items if item.phase == "encode"][-1]
     assert last.done == last.total == corpus.stat().st_size and last.unit == "bytes"
-    assert last.documents == 50 and last.tokens == items[-1].tokens
+    assert last.documents == items[-1].documents == 50 and last.tokens == items[-1].tokens
 
 
 def test_skipped_and_blank_records_are_recorded(tmp_path, corpus):
