@@ -28,13 +28,14 @@ class SlotRead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.bandwidth = nn.Parameter(torch.empty(config.num_heads))
+        self.bandwidth = nn.Parameter(torch.empty(config.num_heads))  # beta, as above
+        self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
         self.dropout = config.dropout
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries (B, H, T, D), slots (H, M, D) -> reads (B, H, T, D): see `ops.slot_read`."""
-        beta = ops.inverse_bandwidth(self.bandwidth)
-        return ops.slot_read(queries, keys, values, beta, self.dropout if self.training else 0.0)
+        beta, alpha = ops.inverse_bandwidth(self.bandwidth), ops.value_scale(self.scale)
+        return ops.slot_read(queries, keys, values, beta, alpha, self.dropout if self.training else 0.0)
 
 
 class ContextualMemory(nn.Module):
@@ -74,7 +75,6 @@ class PersistentMemory(nn.Module):
         self.slot_keys = nn.Parameter(torch.empty(slots))  # P_k, not normalised
         self.slot_values = nn.Parameter(torch.empty(slots))  # P_v
         self.read = SlotRead(config)
-        self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
         self.output = nn.Linear(config.d_model, config.d_model, bias=False)  # W_o
         self.dropout = nn.Dropout(config.dropout)
 
@@ -83,7 +83,5 @@ class PersistentMemory(nn.Module):
         keys, average = self.keys(x, cache.average if cache else None)  # (B, H, T, D)
         if cache is not None:
             cache.average = average
-        # alpha scales the slots' values rather than the reads: the same product on the smaller tensor
-        values = self.slot_values * ops.value_scale(self.scale)[:, None, None]
-        reads = self.read(keys, self.slot_keys, values)
+        reads = self.read(keys, self.slot_keys, self.slot_values)
         return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))

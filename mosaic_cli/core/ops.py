@@ -47,6 +47,9 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         rate, x = rate.to(dtype), x.to(dtype)
+        if T == 1:  # decoding: one multiply-add
+            x = x.transpose(1, 2)
+            return x if state is None else torch.addcmul(x, torch.exp(-rate)[:, None, None], state[:, :, None])
         if n * chunk > T:
             x = F.pad(x, (0, 0, 0, 0, 0, n * chunk - T))
         average = _ChunkAverage.apply(x.reshape(B, n, chunk, H, D), rate)
@@ -106,7 +109,7 @@ def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None) -> Tens
 
 def neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
     """x_1 .. x_{T-1} and x_0 .. x_{T-2} of x (B, H, T, D), as views."""
-    return _Neighbours.apply(x)
+    return _Neighbours.apply(x) if torch.is_grad_enabled() else (x[:, :, 1:], x[:, :, :-1])
 
 
 class _Neighbours(torch.autograd.Function):
@@ -129,7 +132,8 @@ class _Neighbours(torch.autograd.Function):
 
 def normalise(x: Tensor) -> Tensor:
     """x / |x| over the last dimension, in float32 or better; a zero vector stays zero."""
-    return _Unit.apply(x.to(torch.promote_types(x.dtype, torch.float32)))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _Unit.apply(x) if torch.is_grad_enabled() else x * _inverse_norm(x)
 
 
 class _Unit(torch.autograd.Function):
@@ -164,7 +168,11 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
         (B, H, T - 1, D).
     """
     dtype = torch.promote_types(content.dtype, torch.float32)
-    return _PeekedValues.apply(content.to(dtype), gamma.to(dtype)[:, None, None], alpha.to(dtype)[:, None, None])
+    content, gamma, alpha = content.to(dtype), gamma.to(dtype)[:, None, None], alpha.to(dtype)[:, None, None]
+    if torch.is_grad_enabled():
+        return _PeekedValues.apply(content, gamma, alpha)
+    mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
+    return mixed * (_inverse_norm(mixed) * alpha)
 
 
 class _PeekedValues(torch.autograd.Function):
@@ -218,25 +226,32 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     return _attend(queries, keys, values, dropout, attn_mask=visible)
 
 
-def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropout: float = 0.0) -> Tensor:
-    """Kernel regression over learned pairs, all of them at every position (v1, section 5).
+def slot_read(
+    queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """alpha times the kernel regression over learned pairs, all of them at every position (v1, section 5).
 
-    All tokens of the batch are one long sequence of queries, so the slots need no copy per sequence.
+    All tokens of the batch are one long sequence of queries, so the slots need no copy per sequence. The scales are
+    applied on the slots while training and on the few tokens while decoding: the same products on the smaller side.
 
     Args:
         queries: (B, H, T, D).
         keys, values: (H, M, D).
-        beta: (H,) inverse bandwidth.
+        beta, alpha: (H,) inverse bandwidth and scale of the answer.
         dropout: probability of dropping a retrieval weight.
 
     Returns:
         (B, H, T, D) in the dtype of `values`.
     """
     B, H, T, D = queries.shape
-    keys = (keys * beta[:, None, None]).to(values.dtype)  # rather than the queries: there are fewer slots than tokens
-    flat = queries.to(values.dtype).transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    reads = _attend(flat, keys[None], values[None], dropout)
-    return reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
+    dtype, beta, alpha = values.dtype, beta[:, None, None], alpha[:, None, None]
+    scale_slots = B * T > keys.shape[1]
+    keys, values = (keys * beta, values * alpha) if scale_slots else (keys, values)
+    queries = queries if scale_slots else queries * beta
+    flat = queries.to(dtype).transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
+    reads = _attend(flat, keys[None].to(dtype), values[None].to(dtype), dropout)
+    reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
+    return reads if scale_slots else (reads * alpha).to(dtype)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float, **mask: object) -> Tensor:

@@ -84,7 +84,7 @@ def persistent_memory(x: Tensor, weights: dict[str, Tensor], prefix: str) -> Ten
     """A persistent memory's output before dropout; x (T, C) -> (T, C)."""
     keys = extract_keys(x, weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"])
     beta = torch.exp(2 * (10 * weights[f"{prefix}.read.bandwidth"]).clamp(max=5))
-    alpha = torch.exp(10 * weights[f"{prefix}.scale"])
+    alpha = torch.exp(10 * weights[f"{prefix}.read.scale"])
     reads = slot_read(keys, weights[f"{prefix}.slot_keys"], weights[f"{prefix}.slot_values"], beta)
     return (alpha[:, None] * reads).flatten(1) @ weights[f"{prefix}.output.weight"].T
 

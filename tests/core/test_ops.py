@@ -84,12 +84,14 @@ def test_retrieval_weights_sum_to_one():
     torch.testing.assert_close(reads, ones)
 
 
-@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("T", [1, 5, 6, 9])
 def test_slot_read_is_kernel_regression_over_slots(T):
     queries, keys, values = _leaf(2, H, T, D), _leaf(H, 11, D), _leaf(H, 11, D)
     beta = torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
-    slow = torch.stack([reference.slot_read(q.transpose(0, 1), keys, values, beta).transpose(0, 1) for q in queries])
-    _assert_same(ops.slot_read(queries, keys, values, beta), slow, [queries, keys, values, beta])
+    alpha = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    slow = alpha[:, None, None] * torch.stack(
+        [reference.slot_read(q.transpose(0, 1), keys, values, beta).transpose(0, 1) for q in queries])
+    _assert_same(ops.slot_read(queries, keys, values, beta, alpha), slow, [queries, keys, values, beta, alpha])
 
 
 def test_parameters_start_where_the_paper_says():
