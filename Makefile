@@ -30,7 +30,7 @@ docs: $(VENV)/ready  ## Write the generated pages (docs/cli.md, docs/recipes.md)
 	$(BIN)/python -m mosaic_cli.commands.manual
 
 clean:  ## Delete the virtual environment, caches and what the demo made
-	rm -rf $(VENV) .pytest_cache .ruff_cache runs/demo-* data/quickstart
+	rm -rf $(VENV) .pytest_cache .ruff_cache runs/quickstart runs/quickstart-transformer data/quickstart
 
 # pip compiles every installed module by default; the imports that happen compile what they need
 $(VENV)/ready: pyproject.toml constraints.txt

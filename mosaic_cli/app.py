@@ -1,5 +1,6 @@
 """Registers the commands and turns errors into exit codes; nothing else. Loads neither torch nor datasets."""
 
+import errno
 import signal
 import sys
 from typing import Annotated
@@ -8,7 +9,7 @@ import typer
 
 from mosaic_cli import __version__
 from mosaic_cli.commands import display, evaluate, generate, prepare, train
-from mosaic_cli.errors import MosaicError, UsageError
+from mosaic_cli.errors import Interrupted, MosaicError, UsageError
 
 app = typer.Typer(
     help="Memory Mosaics: prepare text, train, evaluate, generate, and look inside.",
@@ -16,10 +17,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command(name="prepare")(prepare.prepare)
-app.command(name="train")(train.train)
-app.command(name="eval")(evaluate.evaluate)
-app.command(name="generate")(generate.generate)
+app.command(name="prepare", epilog=prepare.EPILOG)(prepare.prepare)
+app.command(name="train", epilog=train.EPILOG)(train.train)
+app.command(name="eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(name="generate", epilog=generate.EPILOG)(generate.generate)
 
 
 def _print_version(asked: bool) -> None:
@@ -44,21 +45,27 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line on sys.argv; returns the exit code."""
-    as_json = "--json" in sys.argv
     try:
         return app(standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader went away, as in `mosaic generate … | head`
-        sys.stdout = None
-        return 0
-    except MosaicError as error:
-        return display.print_error(error, as_json, display.debugging())
-    except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own usage errors, whose classes moved between its versions
-            usage = UsageError(error.format_message(), hint="See the command's help: add --help")
-            return display.print_error(usage, as_json, display.debugging())
-        return display.print_error(error, as_json, display.debugging())
+    except SystemExit:  # how typer and rich leave when a reader went away, as in `mosaic generate … | head`
+        return int(display.err.quiet)  # rich's mark: it was the reader of stderr, so the work is not done
+    except (KeyboardInterrupt, Exception) as error:
+        return display.print_error(_known(error), "--json" in sys.argv, display.debugging())
+
+
+def _known(error: BaseException) -> BaseException:
+    """The MosaicError that another library's error amounts to, where there is one."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        known = Interrupted("interrupted", signal.SIGINT)
+    elif hasattr(error, "format_message"):  # typer's own usage errors, whose classes moved between its versions
+        known = UsageError(error.format_message() or "no command", hint="See the command's help: add --help")
+    elif isinstance(error, OSError) and error.strerror:
+        hint = "Free some disk space." if error.errno == errno.ENOSPC else None
+        known = MosaicError(error.strerror, where=error.filename, hint=hint)
+    else:
+        return error
+    known.__cause__ = error
+    return known
 
 
 if __name__ == "__main__":

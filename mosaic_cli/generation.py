@@ -139,7 +139,7 @@ class Writer:
         stop: texts that end a continuation.
 
     Raises:
-        UsageError: on iterating, as `generate`.
+        UsageError: an empty stop text; on iterating, as `generate`.
     """
 
     def __init__(
@@ -155,6 +155,8 @@ class Writer:
         seed: int = 0,
         stop: tuple[str, ...] = (),
     ):
+        if "" in stop:
+            raise UsageError("a stop text is empty", where="--stop", hint="Leave it out to write to the full length.")
         self.prompt, self.end_of_text = prompt, tokenizer.end_of_text
         self.prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
         self.prefill_seconds = self.decode_seconds = 0.0

@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -18,6 +18,7 @@ from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PACKAGED = Path(__file__).parent / "recipes"  # in an installed wheel; a checkout keeps them at its top
 BUILTIN_RECIPES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "recipes"
@@ -25,7 +26,8 @@ BUILTIN_RECIPES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.par
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, validate_default=True
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, validate_default=True,
+        allow_inf_nan=False,
     )
 
 
@@ -92,7 +94,7 @@ class TrainSection(Section):
     """Learning rate at the last step, reached along half a cosine."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear rise to `learning_rate`."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW's averaging rates of the gradient and of its square."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """AdamW's decay of parameters of two or more dimensions; scalars and norms do not decay."""
@@ -165,18 +167,26 @@ class LoadedRecipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: 1e-4 is a number, `no` is a word; a key given twice is an error."""
+    """YAML 1.2's scalars: 1e-4 is a number, 010 is ten, `no` is a word; a key given twice is an error."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value!r} is given twice",
                                                         key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def construct_integer(self, node):
+        return int(self.construct_scalar(node).replace("_", ""))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 for _tag, _pattern, _first in (
@@ -224,7 +234,7 @@ def load_recipe(recipe: str | Path, *, flags: dict[str, Any] | None = None, over
         _merge(values, layer, str(layer_path), origins)
     for key, value in (flags or {}).items():
         if value is not None:
-            _merge(values, _nested(key, value), f"--{key.split('.')[-1].replace('_', '-')}", origins)
+            _merge(values, _nested(key, value), "flag", origins)
     for override in overrides or []:
         _merge(values, _parse_override(override), "--set", origins)
     return LoadedRecipe(validate(values, origins, path), origins)

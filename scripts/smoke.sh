@@ -8,10 +8,10 @@ cd "$folder"
 
 tiny="-s model.num_layers=1 -s model.d_model=32 -s model.num_heads=2 -s model.num_slots=16 -s model.context_length=32
       -s train.max_steps=20 -s train.batch_size=4 -s train.eval_interval=10 -s train.warmup_steps=2
-      -s data.num_documents=200 -s data.vocab_size=400 -s data.dir=data/smoke"
+      -s data.num_documents=200 -s data.vocab_size=400 -s data.val_fraction=0.025 -s data.dir=data/smoke"
 
 "$MOSAIC" --version
-"$MOSAIC" prepare builtin:stories --num-documents 200 --vocab-size 400 --out data/smoke
+"$MOSAIC" prepare builtin:stories --num-documents 200 --vocab-size 400 --val-fraction 0.025 --out data/smoke
 "$MOSAIC" prepare --verify data/smoke
 for name in quickstart quickstart-transformer; do
     # shellcheck disable=SC2086  # the settings are meant to split

@@ -39,7 +39,7 @@ def test_later_sources_win_and_are_remembered(recipe):
     assert (train.max_steps, train.batch_size, train.seed, train.warmup_steps) == (1, 20, 300, 4000)
     assert loaded.origin("train.max_steps").endswith("base.yaml")
     assert loaded.origin("train.batch_size").endswith("one.yaml")
-    assert loaded.origin("train.seed") == "--seed"
+    assert loaded.origin("train.seed") == "flag"
     assert loaded.origin("train.warmup_steps") == "--set"
     assert loaded.origin("train.compile") == "default"
 

@@ -48,7 +48,9 @@ def print_json(schema: str, values: dict[str, Any]) -> None:
     print(json.dumps({"schema": schema, **values}, ensure_ascii=False, allow_nan=False), flush=True)
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str | None = None) -> None:
+def print_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str | None = None
+) -> None:
     """A table on stdout; all columns but the first are numbers."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for index, column in enumerate(columns):
@@ -107,6 +109,8 @@ class Bar:
         """Show that `done` of `total` is reached in the phase `name`."""
         if self._progress:
             if name not in self._tasks:
+                for earlier in self._tasks.values():  # phases follow each other
+                    self._progress.update(earlier, total=1, completed=1)
                 self._tasks[name] = self._progress.add_task(name, total=total, extra="")
             self._progress.update(self._tasks[name], completed=done, total=total, extra=extra)
         elif time.monotonic() - self._last > PLAIN_INTERVAL:

@@ -8,7 +8,7 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Debug, Device, Dtype, Json
-from mosaic_cli.errors import CheckFailed, UsageError
+from mosaic_cli.errors import CheckFailed, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
     from mosaic_cli.evaluation.language import LanguageResult
@@ -21,14 +21,22 @@ POSITION_ROWS = 12  # rows of the table by position, spaced by doubling
 def evaluate(
     ckpt: Annotated[list[str], typer.Option("--ckpt", metavar="RUN", help="Run name, run folder, checkpoint folder, or "
                                             "RUN@best|latest|STEP; repeatable, one column each.")],
-    on: Annotated[str, typer.Option(help="val: the run's own validation split; or a text, jsonl or parquet file.")] = "val",
+    on: Annotated[
+        str, typer.Option(help="val: the run's own validation split; or a text, jsonl or parquet file.")
+    ] = "val",
     by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,
     context: Annotated[str | None, typer.Option(help="Window lengths N,N,...; default: the training context.")] = None,
-    min_: Annotated[list[str] | None, typer.Option("--min", metavar="NAME=V", help="Exit 3 when a figure is below V.")] = None,
-    max_: Annotated[list[str] | None, typer.Option("--max", metavar="NAME=V", help="Exit 3 when a figure is above V.")] = None,
+    min_: Annotated[
+        list[str] | None, typer.Option("--min", metavar="NAME=V", help="Exit 3 when a figure is below V.")
+    ] = None,
+    max_: Annotated[
+        list[str] | None, typer.Option("--max", metavar="NAME=V", help="Exit 3 when a figure is above V.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Field of a record that holds the text, with --on FILE.")] = "text",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once; does not change the result.")] = 8192,
-    figure: Annotated[Path | None, typer.Option(help="With --by-position: draw the curves into this .png or .svg.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="With --by-position: draw the curves into this .png or .svg.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -40,6 +48,10 @@ def evaluate(
 
     bounds = [_bound(text, "--min") for text in min_ or []], [_bound(text, "--max") for text in max_ or []]
     contexts = _contexts(context)
+    if figure is not None:
+        from mosaic_cli.commands.figures import check_figure, draw_loss_by_position
+
+        check_figure(figure, by_position)
     placement = choose_placement(device, dtype)
     display.note(f"evaluating on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
@@ -49,25 +61,30 @@ def evaluate(
         for length in contexts or [one.model.config.context_length]:
             results.append((one, _measure(one, tokens, num_bytes, length, placement, batch_tokens)))
     rows = [_values(one, result, on, by_position) for one, result in results]
-    if json:
-        display.print_json("mosaic.eval/1", {"results": rows})
-    else:
-        _print(rows, by_position)
     if figure is not None:
-        from mosaic_cli.commands.figures import draw_loss_by_position
-
         draw_loss_by_position(rows, figure)
         display.note(f"drawn: {figure}")
-    _check(rows, *bounds)
+    failed = _failed(rows, *bounds)
+    if not json:
+        _print(rows, by_position)
+    elif not failed:  # one object on stdout: the error takes the place of the results
+        display.print_json("mosaic.eval/1", {"results": rows})
+    if failed:
+        raise CheckFailed("; ".join(failed), where="--min/--max")
 
 
-def _measure(one: "TrainedModel", tokens, num_bytes: int, length: int, placement, batch_tokens: int) -> "LanguageResult":
+def _measure(
+    one: "TrainedModel", tokens, num_bytes: int, length: int, placement, batch_tokens: int
+) -> "LanguageResult":
     from mosaic_cli.evaluation.language import evaluate_language
 
     with display.Bar() as bar:
         for result in evaluate_language(one.model, tokens, placement, context_length=length, num_bytes=num_bytes,
                                         batch_tokens=batch_tokens):
             bar.update(f"{one.spec}, context {length}", result.tokens, result.total_tokens)
+    if not math.isfinite(result.perplexity):
+        raise NonFiniteError(f"{one.spec} is not usable: its loss is {result.loss:g}", where=one.checkpoint,
+                             hint="Use an earlier checkpoint: --ckpt RUN@STEP.")
     return result
 
 
@@ -143,7 +160,7 @@ def _contexts(text: str | None) -> list[int]:
     if text is None:
         return []
     parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--context {text!r} is not a list of lengths", where="--context", hint="Like 256,512,1024.")
     return [int(part) for part in parts]
 
@@ -152,17 +169,18 @@ def _bound(text: str, flag: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     known = ("loss", "perplexity", "bits_per_byte", "tokens")
     try:
-        if name in known:
-            return name, float(value)
+        bound = float(value)
     except ValueError:
-        pass
-    raise UsageError(f"{flag} {text!r} is not NAME=VALUE", where=flag, hint=f"Names: {', '.join(known)}.")
+        bound = math.nan
+    if name not in known or math.isnan(bound):
+        raise UsageError(f"{flag} {text!r} is not NAME=VALUE", where=flag, hint=f"Names: {', '.join(known)}.")
+    return name, bound
 
 
-def _check(rows: list[dict], minima: list[tuple[str, float]], maxima: list[tuple[str, float]]) -> None:
-    failed = [f"{row['ckpt']}: {name} {row[name]:.6g} is below {bound:g}" for row in rows for name, bound in minima
-              if row[name] < bound]
-    failed += [f"{row['ckpt']}: {name} {row[name]:.6g} is above {bound:g}" for row in rows for name, bound in maxima
-               if row[name] > bound]
-    if failed:
-        raise CheckFailed("; ".join(failed), where="--min/--max")
+def _failed(rows: list[dict], minima: list[tuple[str, float]], maxima: list[tuple[str, float]]) -> list[str]:
+    """What lies outside of its bounds, in words."""
+    low = [f"{row['ckpt']}: {name} {row[name]:.6g} is below {bound:g}" for row in rows for name, bound in minima
+           if row[name] < bound]
+    high = [f"{row['ckpt']}: {name} {row[name]:.6g} is above {bound:g}" for row in rows for name, bound in maxima
+            if row[name] > bound]
+    return low + high

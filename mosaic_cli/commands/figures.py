@@ -8,16 +8,16 @@ LINE_STYLES = ("-", "--", ":", "-.")  # told apart in grey too
 SMOOTHING = 8  # positions averaged on each side beyond the first ones, where a single position is noisy
 
 
-def draw_loss_by_position(rows: list[dict], path: Path) -> None:
-    """Loss against position in the window, one line a model, from the rows of `eval --by-position`.
-
-    Raises:
-        UsageError: the rows hold no positions, or the file is neither .png nor .svg.
-    """
+def check_figure(path: Path, by_position: bool) -> None:
+    """Raises UsageError when the figure cannot be drawn: no losses by position, or neither .png nor .svg."""
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"{path} is neither .png nor .svg", where="--figure")
-    if any("positions" not in row for row in rows):
+    if not by_position:
         raise UsageError("a figure needs the losses by position", where="--figure", hint="Add --by-position.")
+
+
+def draw_loss_by_position(rows: list[dict], path: Path) -> None:
+    """Loss against position in the window, one line a model, from the rows of `eval --by-position`."""
     import matplotlib
 
     matplotlib.use("agg")

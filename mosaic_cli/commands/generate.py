@@ -23,7 +23,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that reach probability p.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that reach probability p.")
+    ] = None,
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End where this text appears; repeatable.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
@@ -48,11 +50,9 @@ def generate(
         sampling=sampling, seed=seed, stop=tuple(stop or ()),
     )
     stream = n == 1 and not json
-    if stream:
-        display.stream(text)
-    for pieces in writer:
+    for step, pieces in enumerate(writer):
         if stream:
-            display.stream(pieces[0])
+            display.stream(pieces[0] if step else text + pieces[0])
     if stream:
         display.stream("\n")
     _report(writer, json, printed=stream)
@@ -61,16 +61,18 @@ def generate(
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if prompt is not None and prompt_file is not None:
         raise UsageError("both a prompt and --prompt-file are given", where="--prompt-file", hint="Give one of them.")
-    if prompt_file is not None:
-        try:
+    if prompt is None and prompt_file is None and sys.stdin.isatty():
+        raise UsageError("no prompt", hint='Give one: mosaic generate --ckpt RUN "Once upon"')
+    try:
+        if prompt_file is not None:
             return prompt_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the prompt cannot be read: {error}", where=prompt_file) from error
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise UsageError("no prompt", hint='Give one: mosaic generate --ckpt RUN "Once upon"')
-        return sys.stdin.read()
-    return prompt
+        text = sys.stdin.read() if prompt is None else prompt
+        text.encode()  # bytes that are not UTF-8 come through the command line as surrogates
+        return text
+    except OSError as error:
+        raise UsageError(f"the prompt cannot be read: {error.strerror}", where=prompt_file) from error
+    except UnicodeError as error:
+        raise UsageError(f"the prompt is not UTF-8 text: {error}", where=prompt_file or "the prompt") from error
 
 
 def _report(writer: "Writer", json: bool, printed: bool) -> None:

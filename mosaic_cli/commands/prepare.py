@@ -32,15 +32,15 @@ def prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that tokenize; default: one a core.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count records that cannot be read.")] = False,
-    verify: Annotated[Path | None, typer.Option(help="Check a prepared folder's files by hash; prepare nothing.")] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Check a prepared folder's files by hash; prepare nothing.")
+    ] = None,
     seed: Seed = None,
     set_: Set = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn text into shuffled-access token shards. Prints the data folder."""
-    from mosaic_cli.recipe import DataSection
-
+    """Turn text into token shards that training reads in any order. Prints the data folder."""
     if verify is not None:
         return _verify(verify, json)
     if not source:
@@ -48,7 +48,6 @@ def prepare(
     flags = {"tokenizer": tokenizer, "vocab_size": vocab_size, "text_field": text_field, "val_fraction": val_fraction,
              "num_documents": num_documents, "skip_bad": skip_bad or None, "seed": seed}
     data, folder = _from_recipe(source[0], flags, set_) if _is_recipe(source) else _from_sources(source, flags, set_)
-    assert isinstance(data, DataSection)
     folder = out or folder
     manifest = prepare_with_progress(data, folder, force=force, workers=workers)
     _report(manifest, folder, json)
@@ -90,7 +89,9 @@ def _from_recipe(name: str, flags: dict[str, object], overrides: list[str] | Non
     return recipe.data, recipe.data_dir
 
 
-def _from_sources(source: list[str], flags: dict[str, object], overrides: list[str] | None) -> tuple["DataSection", Path]:
+def _from_sources(
+    source: list[str], flags: dict[str, object], overrides: list[str] | None
+) -> tuple["DataSection", Path]:
     """The data section that the arguments of the command line stand for, and its default folder."""
     from mosaic_cli.recipe import load_data_section
 
@@ -129,6 +130,7 @@ def _report(manifest: "Manifest", folder: Path, json: bool) -> None:
         display.print_json("mosaic.prepare/1", {"data": str(folder), "manifest": asdict(manifest)})
         return
     for name, split in (("train", manifest.train), ("val", manifest.val)):
-        display.note(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {display.format_bytes(split.bytes)}")
+        display.note(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, "
+                     f"{display.format_bytes(split.bytes)}")
     display.note(f"{manifest.tokenizer.kind} tokenizer of {manifest.vocab_size:,}, from {manifest.source.used}")
     display.result(str(folder))

@@ -11,10 +11,11 @@ import typer
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Debug, Json, Seed, Set
 from mosaic_cli.commands.prepare import prepare_with_progress
-from mosaic_cli.errors import Interrupted, MosaicError, UsageError
+from mosaic_cli.errors import CheckpointError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from mosaic_cli.recipe import LoadedRecipe
+    from mosaic_cli.runs.directory import Run
     from mosaic_cli.training.loop import Trainer
 
 EPILOG = "Example: mosaic train quickstart --run first --set train.max_steps=200"
@@ -26,7 +27,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Train to this step (train.max_steps).")] = None,
     time_limit: Annotated[str | None, typer.Option(help="Stop and save after this long: 90s, 10m, 2h.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would be and cost; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would be and cost; train nothing.")
+    ] = False,
     compile: Annotated[bool | None, typer.Option("--compile", help="Compile the model (train.compile).")] = None,
     log_to: Annotated[str | None, typer.Option(help="Also log to: tensorboard.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
@@ -47,6 +50,8 @@ def train(
     flags = {"train.max_steps": steps, "train.compile": compile, "train.device": device, "train.dtype": dtype,
              "train.seed": seed}
     begun = locate_run(run) if run else None
+    if recipe is None:
+        _check_begun(begun)
     loaded = load_recipe(recipe or begun.recipe_path, flags=flags, overrides=set_)
     begun = begun or locate_run(loaded.recipe.name)
     if dry_run:
@@ -58,21 +63,30 @@ def train(
     _report(trainer, json)
 
 
+def _check_begun(run: "Run") -> None:
+    if not run.exists():
+        raise UsageError(f"there is no run {run.name!r} to resume", where=run.path,
+                         hint="Begin it: mosaic train RECIPE, without --resume.")
+
+
 def _make_trainer(loaded: "LoadedRecipe", run_name: str, resume: bool) -> "Trainer":
     from mosaic_cli.device import choose_placement
     from mosaic_cli.runs.directory import locate_run, refuse_existing
-    from mosaic_cli.training.setup import begin, take_up
+    from mosaic_cli.training.setup import begin, data_differences, take_up
 
     recipe = loaded.recipe
     run = locate_run(run_name)
-    if not resume:
+    if resume:
+        _check_begun(run)
+    else:
         refuse_existing(run)
-    elif not run.exists():
-        raise UsageError(f"there is no run {run_name!r} to resume", where=run.path, hint="Leave out --resume.")
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
     display.note(f"training on {placement.reason}, seed {recipe.train.seed}")
     if not recipe.data_dir.exists():
         prepare_with_progress(recipe.data, recipe.data_dir)
+    elif differences := data_differences(recipe):
+        display.warn(f"training on {recipe.data_dir} as it was prepared: {'; '.join(differences)}. To prepare it anew: "
+                     f"mosaic prepare RECIPE --force")
     trainer = take_up(run, loaded, placement) if resume else begin(recipe, run_name, placement)
     if reason := trainer.run.info()["fallback_reason"]:
         display.warn(f"training on {trainer.run.info()['data_source']}, NOT on what the recipe names: {reason}")
@@ -86,35 +100,46 @@ def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> No
     caught: list[int] = []
 
     def on_signal(number: int, _: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
         caught.append(number)
+        if len(caught) > 1:
+            raise KeyboardInterrupt
         display.note("stopping after this step; once more to leave at once")
 
     def should_stop() -> bool:
         return bool(caught) or (limit is not None and time.monotonic() - start > limit)
 
+    def record(status: str, **more: object) -> None:
+        run.update_info(status=status, step=trainer.state.step, seconds=before + time.monotonic() - start, **more)
+
+    def record_failure(status: str, **more: object) -> None:
+        try:
+            record(status, **more)
+        except CheckpointError as error:  # a full disk, say, which must not hide why the run ended
+            display.warn(error.message)
+
+    go_on = f"Go on: mosaic train --resume --run {run.name}"
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    status = "failed"
     try:
         with display.TrainingDisplay(trainer.train.max_steps) as shown:
             for report in trainer.steps(should_stop):
                 shown.show(report)
                 write_event(report)
-        status = "finished" if trainer.state.step == trainer.train.max_steps else "interrupted"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    except MosaicError as error:
-        run.update_info(error=error.message)
+                if report.saved:  # so that a kill does not lose the time of the steps that were saved
+                    record("running")
+        finished = trainer.state.step == trainer.train.max_steps
+        record("finished" if finished else "interrupted")
+    except KeyboardInterrupt as left:
+        record_failure("interrupted")
+        raise Interrupted("left at once; the last checkpoint is intact", caught[-1], where=run.path,
+                          hint=go_on) from left
+    except BaseException as error:
+        record_failure("failed", error=getattr(error, "message", repr(error)))
         raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        run.update_info(status=status, step=trainer.state.step, seconds=before + time.monotonic() - start)
-    if caught:
-        raise Interrupted(f"stopped at step {trainer.state.step}, saved", caught[0], where=run.path,
-                          hint=f"Go on: mosaic train --resume --run {run.name}")
+    if caught and not finished:
+        raise Interrupted(f"stopped at step {trainer.state.step}, saved", caught[0], where=run.path, hint=go_on)
 
 
 def _report(trainer: "Trainer", json: bool) -> None:

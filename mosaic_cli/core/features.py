@@ -1,4 +1,4 @@
-"""Extractors: from the residual stream to the keys and values that memories store (v1, section 4)."""
+"""Extractors: from the residual stream to the keys and values that memories store (v1, key and value extractors)."""
 
 import torch
 from torch import Tensor, nn

@@ -39,7 +39,7 @@ class SlotRead(nn.Module):
 
 
 class ContextualMemory(nn.Module):
-    """Stores a (key, value) pair per token and answers from the strict past (v1, eq. 6-8)."""
+    """Stores a (key, value) pair per token and answers from the strict past (v1, contextual memory)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -66,7 +66,7 @@ class ContextualMemory(nn.Module):
 
 
 class PersistentMemory(nn.Module):
-    """M learned pairs per head; stands where a transformer has its MLP (v1, section 5)."""
+    """M learned pairs per head; stands where a transformer has its MLP (v1, persistent memory)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The language model of Memory Mosaics and its starting values (v1, section 6 and appendix)."""
+"""The language model of Memory Mosaics and its starting values (arXiv 2405.06394)."""
 
 import math
 
@@ -67,7 +67,7 @@ class Mosaic(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw starting values: MATH of v1's released code (`paper`) or of its nanoGPT derivative (`gpt2`)."""
+        """Draw starting values: those of the authors' code for the paper (`paper`) or of their nanoGPT derivative (`gpt2`)."""
         config = self.config
         paper = config.init == "paper"
         nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(config.d_model) if paper else 0.02)

@@ -28,7 +28,7 @@ def value_scale(theta: Tensor) -> Tensor:
 
 
 def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tensor:
-    """a_T = x_T + exp(-rate_h) a_{T-1}, exactly, in O(T * chunk) and float32 or better (v1, section 4).
+    """a_T = x_T + exp(-rate_h) a_{T-1}, exactly, in O(T * chunk) and float32 or better (v1, leaky average of the keys).
 
     Inside a chunk a dense decay matrix is applied; the averages at the chunks' ends are themselves a leaky average, of
     rate chunk * rate, so the function calls itself for the carry between chunks.
@@ -158,7 +158,7 @@ def _inverse_norm(x: Tensor) -> Tensor:
 
 
 def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
-    """v_t = alpha v_bar_t / |v_bar_t|, v_bar_t = gamma c_t + (1 - gamma) c_{t+1} (v1, eq. 8), in float32 or better.
+    """v_t = alpha v_bar_t / |v_bar_t|, v_bar_t = gamma c_t + (1 - gamma) c_{t+1} (v1, value extractor), in float32 or better.
 
     Args:
         content: c (B, H, T, D).
@@ -202,7 +202,7 @@ class _PeekedValues(torch.autograd.Function):
 
 
 def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropout: float = 0.0) -> Tensor:
-    """Kernel regression over the strict past (v1, eq. 6-7) of the newest T positions, out of S + 1 positions in all.
+    """Kernel regression over the strict past (v1, contextual memory) of the newest T positions, out of S + 1 positions in all.
 
     Position p reads the pairs 0 .. p - 1, so query i reads the pairs j <= i + S - T. Position 0 has no pair to read and
     no place here. From position 1 on, the strict past is an ordinary causal attention, one step shifted: the fused
@@ -229,7 +229,7 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
 def slot_read(
     queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor, dropout: float = 0.0
 ) -> Tensor:
-    """alpha times the kernel regression over learned pairs, all of them at every position (v1, section 5).
+    """alpha times the kernel regression over learned pairs, all of them at every position (v1, persistent memory).
 
     All tokens of the batch are one long sequence of queries, so the slots need no copy per sequence. The scales are
     applied on the slots while training and on the few tokens while decoding: the same products on the smaller side.

@@ -41,7 +41,7 @@ from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.recipe import DataSection
 
 SAMPLE_BYTES = 64 << 20  # memory of the text a BPE is trained on: its merges settle far earlier, and it takes 10 s
-DISTINCT_BYTES = 4 << 20  # training takes up to 140 bytes a byte of distinct words: Chinese has no spaces between them
+DISTINCT_BYTES = 3 << 20  # training takes up to 250 bytes a byte of distinct words: Chinese has no spaces between them
 SAMPLE_ITEM_BYTES = 160  # what keeping one text costs besides the text: a tuple and an integer
 SEGMENT_CHARS = 1 << 16  # a longer document is encoded in segments, so that all cores share it
 UNCUT_CHARS = 1 << 19  # without a place to cut, a segment grows up to this: bounds the memory of its tokens

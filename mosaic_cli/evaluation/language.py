@@ -1,6 +1,7 @@
 """Loss, perplexity and bits per byte of a text, whole and by position in the window."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from mosaic_cli.data.batches import Tokens, check_length
 from mosaic_cli.device import Placement
 
 Z_95 = 1.959964  # two-sided 95 % of a normal distribution
+MAX_EXPONENT = math.log(sys.float_info.max)
 
 
 @dataclass
@@ -55,8 +57,8 @@ class LanguageResult:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
+        """exp(loss), or infinity where that is beyond what a float holds."""
+        return math.exp(self.loss) if self.loss < MAX_EXPONENT else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:

@@ -1,9 +1,10 @@
 """Checkpoints: written beside and renamed, hashed, without pickle.
 
 A checkpoint folder `step-00001000` holds config.json, model.safetensors, optimizer.safetensors and, written last,
-state.json with the hash of the others. See docs/formats.md.
+state.json with the hashes of the others and of its own values. See docs/formats.md.
 """
 
+import hashlib
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,12 +64,13 @@ def save_checkpoint(
         for name in HASHED:
             sync_file(beside / name)
         hashes = {name: sha256(beside / name) for name in HASHED}
-        state_json = {"format_version": FORMAT_VERSION, **asdict(state), "sha256": hashes}
-        write_atomically(beside / "state.json", dump_json(state_json))
+        values = {"format_version": FORMAT_VERSION, **asdict(state)}
+        hashes["state.json"] = _hash_values(values)
+        write_atomically(beside / "state.json", dump_json({**values, "sha256": hashes}))
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
         sync_folder(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {state.step} could not be saved: {error}", where=final,
@@ -83,16 +85,33 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing, truncated or altered.
     """
-    state = load_json(path / "state.json", FORMAT_VERSION, CheckpointError)
-    for name, expected in state.get("sha256", {}).items():
+    try:
+        state = load_json(path / "state.json", FORMAT_VERSION, CheckpointError)
+    except CheckpointError as error:
+        error.hint = error.hint or _ANOTHER
+        raise
+    hashes, own = state.pop("sha256", None), _hash_values(state)
+    if not isinstance(hashes, dict) or hashes.get("state.json") != own:
+        raise _damaged("state.json", path)
+    for name in HASHED:
         if not (path / name).is_file():
             raise CheckpointError(f"{name} is missing", where=path, hint=_ANOTHER)
-        if sha256(path / name) != expected:
-            raise CheckpointError(f"{name} is damaged: its content is not what was saved", where=path, hint=_ANOTHER)
+        if sha256(path / name) != hashes.get(name):
+            raise _damaged(name, path)
     return state
 
 
-_ANOTHER = "Use another checkpoint of the run: --ckpt RUN@latest or RUN@STEP."
+_ANOTHER = ("Use another checkpoint of the run: --ckpt RUN@STEP; or write its folder's name into checkpoints/latest "
+            "and train with --resume.")
+
+
+def _damaged(name: str, path: Path) -> CheckpointError:
+    return CheckpointError(f"{name} is damaged: its content is not what was saved", where=path, hint=_ANOTHER)
+
+
+def _hash_values(values: dict[str, Any]) -> str:
+    """Hash of state.json's values, for state.json to carry itself."""
+    return hashlib.sha256(dump_json(values).encode()).hexdigest()
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 from mosaic_cli import __version__
 from mosaic_cli.errors import CheckpointError, UsageError
 from mosaic_cli.recipe import RUN_NAME, Recipe
-from mosaic_cli.runs.files import dump_json, load_json, write_atomically
+from mosaic_cli.runs.files import dump_json, load_json, write_atomically, writing
 
 FORMAT_VERSION = 1
 RUNS = Path("runs")
@@ -63,15 +63,19 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
-        with open(self.metrics_path, "a", encoding="utf-8") as file:
+        with writing(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line torn by a crash is left out."""
         if not self.metrics_path.is_file():
             return []
-        lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        try:
+            lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines[:-1] if line]
+        except ValueError as error:
+            raise CheckpointError(f"metrics.jsonl is damaged: {error}", where=self.metrics_path,
+                                  hint="Delete the damaged lines; only the record of past steps is lost.") from error
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`, which a resumed run will do again."""
@@ -90,10 +94,11 @@ class Run:
         write_atomically(self.checkpoints / name, checkpoint.name + "\n")
 
     def prune(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep`, the best one and the latest one."""
+        """Delete all checkpoints but the newest `keep`, the best one and the latest one, and what a kill left half
+        written."""
         folders = sorted(self.checkpoints.glob("step-*"))
         protected = {self.pointer("best"), self.pointer("latest"), *folders[-keep:]}
-        for folder in folders:
+        for folder in [*folders, *self.checkpoints.glob(".step-*.tmp")]:
             if folder not in protected:
                 shutil.rmtree(folder)
 
@@ -152,19 +157,27 @@ def find_checkpoint(spec: str, root: Path = RUNS) -> tuple[Run | None, Path]:
     Raises:
         UsageError: no such run or checkpoint.
     """
-    name, _, which = spec.partition("@")
+    name, which = (spec, "") if Path(spec).exists() else spec.partition("@")[::2]
     path = Path(name)
-    if (path / "state.json").is_file() and not which:
+    if _is_checkpoint(path) and not which:
         run = Run(path.resolve().parent.parent)
         return (run if run.exists() else None), path
     run = Run(path) if (path / "run.json").is_file() else Run(root / name)
+    if not run.exists() and path.is_file():
+        raise UsageError(f"{name} is a file, neither a run nor a checkpoint folder", where="--ckpt",
+                         hint=f"Pickled weights (.pt, .pkl) are never read. {_similar_runs(name, root)}")
     if not run.exists():
         raise UsageError(f"no run {name!r}", where=run.path, hint=_similar_runs(name, root))
     return run, _checkpoint_of(run, which)
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint, a damaged one included."""
+    return path.is_dir() and any((path / name).is_file() for name in ("state.json", "model.safetensors"))
+
+
 def _checkpoint_of(run: Run, which: str) -> Path:
-    if which.isdigit():
+    if which.isdecimal():
         checkpoint = run.checkpoints / f"step-{int(which):08d}"
     elif which in ("", "best", "latest"):
         checkpoint = run.pointer(which or "best") or (run.pointer("latest") if not which else None)

@@ -3,21 +3,38 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mosaic_cli.errors import MosaicError
+from mosaic_cli.errors import CheckpointError, MosaicError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a write that the system refuses (a full disk, say) into a CheckpointError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path.name} could not be written: {error.strerror}", where=path,
+                              hint="Free some disk space, then train with --resume.") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file so that a crash leaves the old or the new one, never a part."""
+    """Replace a text file so that a crash leaves the old or the new one, never a part.
+
+    Raises:
+        CheckpointError: it could not be written; the old one is untouched.
+    """
     beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    sync_folder(path.parent)
+    with writing(path):
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

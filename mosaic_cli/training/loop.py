@@ -1,6 +1,5 @@
 """Training: a loop that yields what happened, one step at a time, and can be stopped and taken up exactly."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from mosaic_cli.core.model import LanguageModel, next_token_loss
 from mosaic_cli.data.batches import Tokens, WindowBatches
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
-from mosaic_cli.errors import NonFiniteError
+from mosaic_cli.errors import DataError, NonFiniteError, UsageError
 from mosaic_cli.evaluation.language import LanguageResult, evaluate_language
 from mosaic_cli.generation import Writer
 from mosaic_cli.recipe import TrainSection
-from mosaic_cli.runs.checkpoint import TrainingState, load_training_state, save_checkpoint
+from mosaic_cli.runs.checkpoint import TrainingState, checkpoint_name, load_training_state, save_checkpoint
 from mosaic_cli.runs.directory import Run
-from mosaic_cli.training.optimizer import make_optimizer, update
+from mosaic_cli.training.optimizer import check_finite, make_optimizer, update
 from mosaic_cli.training.schedule import learning_rate
 
 
@@ -57,6 +56,9 @@ class Trainer:
         tokens: the train and val splits.
         tokenizer: that made the tokens.
         num_val_bytes: bytes of the val split's text, for bits per byte.
+
+    Raises:
+        UsageError: a sample prompt that the model cannot continue.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Trainer:
         self.batches = WindowBatches(tokens["train"], model.config.context_length, train.batch_size, train.seed)
         self.compute = torch.compile(model) if train.compile else model
         self.state = TrainingState()
+        self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
 
     def resume(self) -> int:
@@ -84,6 +87,8 @@ class Trainer:
         if latest is not None:
             self.state = load_training_state(latest, self.model, self.optimizer)
             self.batches.load_state_dict(self.state.data)
+        if self.state.best_step is not None:  # a kill after `latest` was written left `best` behind
+            self.run.point("best", self.run.checkpoints / checkpoint_name(self.state.best_step))
         self.run.forget_after(self.state.step)
         return self.state.step
 
@@ -94,7 +99,7 @@ class Trainer:
         best, and at the end. The end's validation reads the whole split.
 
         Raises:
-            NonFiniteError: a loss or gradient that is not finite; nothing of that step is kept.
+            NonFiniteError: a loss or gradient that is not finite; nothing of that step is saved.
             CheckpointError: a checkpoint could not be saved.
         """
         while self.state.step < self.train.max_steps:
@@ -131,8 +136,8 @@ class Trainer:
         try:
             norm = update(self.model, self.optimizer, self.train, rate, loss)
         except NonFiniteError as error:
-            error.message = f"step {self.state.step + 1}: {error.message}"
-            raise
+            raise NonFiniteError(f"step {self.state.step + 1}: {error.message}", where=error.where,
+                                 hint=error.hint) from error
         self.state.step += 1
         self.state.tokens += self.train.batch_size * self.model.config.context_length
         return loss, rate, norm, time.perf_counter() - started
@@ -145,21 +150,37 @@ class Trainer:
             self.model, self.tokens["val"], self.placement, num_bytes=self.num_val_bytes,
             max_tokens=None if at_end else self.train.eval_tokens,
         )
+        check_finite(f"step {self.state.step}: validation loss {{:g}}", result.loss)
         # the whole split is read only at the end, so the best checkpoint is chosen on the part that all have in common
-        loss = result.loss_of_first(self.train.eval_tokens or result.tokens)
+        part = self.train.eval_tokens
+        loss = result.loss if part is None else result.loss_of_first(part)
         is_best = self.state.best_val_loss is None or loss < self.state.best_val_loss
         if is_best:
             self.state.best_step, self.state.best_val_loss = self.state.step, loss
         return result, is_best
 
     def _sample(self) -> str | None:
-        if self.train.sample_prompt is None:
+        prompt = self.train.sample_prompt
+        if prompt is None:
             return None
-        prompt, new = self.train.sample_prompt, self.train.sample_tokens
-        if self.model.config.kind == "transformer":  # its text ends where its positions do
-            new = min(new, self.model.config.context_length - len(self.tokenizer.encode(prompt)) + 1)
-        writer = Writer(self.model, self.tokenizer, prompt, self.placement, max_new_tokens=new, seed=self.train.seed)
+        writer = Writer(self.model, self.tokenizer, prompt, self.placement, max_new_tokens=self.sample_tokens,
+                        seed=self.train.seed)
         return prompt + "".join(piece for (piece,) in writer)
+
+    def _sample_room(self) -> int:
+        """Length of the samples in tokens: a transformer's text ends where its positions do."""
+        where = "train.sample_prompt"
+        try:
+            prompt_tokens = len(self.tokenizer.encode(self.train.sample_prompt)) or 1  # the end-of-text token begins
+        except DataError as error:
+            raise UsageError(error.message, where=where) from error
+        if self.model.config.kind != "transformer":
+            return self.train.sample_tokens
+        room = self.model.config.context_length - prompt_tokens + 1
+        if room < 1:
+            raise UsageError(f"the sample prompt has {prompt_tokens} tokens, more than the transformer's context of "
+                             f"{self.model.config.context_length}", where=where, hint="Shorten it.")
+        return min(self.train.sample_tokens, room)
 
     def _due(self, interval: int) -> bool:
         return self.state.step % interval == 0 or self.state.step == self.train.max_steps
@@ -178,7 +199,9 @@ class Trainer:
         self.run.log(**line)
 
 
-def backward(model: Callable[[Tensor], Tensor], windows: np.ndarray, train: TrainSection, placement: Placement) -> float:
+def backward(
+    model: Callable[[Tensor], Tensor], windows: np.ndarray, train: TrainSection, placement: Placement
+) -> float:
     """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token.
 
     `windows` is (batch_size, context_length + 1): inputs and, one step on, targets.

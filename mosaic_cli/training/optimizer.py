@@ -11,7 +11,7 @@ from mosaic_cli.recipe import TrainSection
 
 def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
     """AdamW, fused; weight decay on every parameter of two or more dimensions (slots and embedding included) and on
-    nothing else (MATH of v1: per-head scalars and LayerNorm weights do not decay)."""
+    nothing else (as the authors do: per-head scalars and LayerNorm weights do not decay)."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": train.weight_decay},
@@ -28,14 +28,24 @@ def update(
     Raises:
         NonFiniteError: the loss or the norm is not finite; the weights are left as they were.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip or math.inf).item()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise NonFiniteError(
-            f"loss {loss:g}, gradient norm {norm:g}", where="training",
-            hint="The last checkpoint is intact. Lower train.learning_rate, or try train.dtype=float32.",
-        )
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    total = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    norm = total.item()
+    check_finite("loss {:g}, gradient norm {:g}", loss, norm)
+    if train.grad_clip and norm > train.grad_clip:
+        nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, total)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def check_finite(message: str, *figures: float) -> None:
+    """Raises NonFiniteError, with the figures put into the message, unless all of them are finite."""
+    if not all(map(math.isfinite, figures)):
+        raise NonFiniteError(
+            message.format(*figures), where="training",
+            hint="Checkpoints saved before are intact. Begin another run with a lower train.learning_rate, or with "
+            "train.dtype=float32: mosaic train RECIPE --run OTHER --set train.learning_rate=VALUE",
+        )

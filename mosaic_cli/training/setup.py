@@ -12,6 +12,7 @@ from mosaic_cli.device import Placement
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.runs.directory import Run, create_run, locate_run, refuse_existing
+from mosaic_cli.runs.files import write_atomically
 from mosaic_cli.training.loop import Trainer
 
 MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
@@ -38,14 +39,15 @@ def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
     manifest, tokenizer = _open_data(recipe.data_dir)
     model = new_model(recipe, tokenizer.vocab_size, placement)
     trainer = _trainer(locate_run(run_name), recipe, model, manifest, tokenizer, placement)
-    run = create_run(
+    trainer.run.path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(trainer.run.tokenizer_path)  # before run.json, which makes it a run: a kill leaves no half of one
+    create_run(
         run_name, recipe,
         device=str(placement.device), dtype=str(placement.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(), parameters=count_parameters(model), kind=recipe.model.kind,
         data_dir=str(recipe.data_dir), data_fingerprint=manifest.fingerprint, data_source=manifest.source.used,
         fallback_reason=manifest.source.fallback_reason, seconds=0.0,
     )
-    tokenizer.save(run.tokenizer_path)
     return trainer
 
 
@@ -56,13 +58,12 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
         asked: the recipe the user gave along, if any; it may differ only in what leaves past steps valid.
 
     Raises:
-        UsageError: the recipe differs from the run's in a key that may not change.
+        UsageError: the recipe differs from the run's in a key that may not change, or ends before the run's step.
         DataError: the data is not what the run was trained on.
         CheckpointError: the checkpoint is damaged.
     """
-    recipe = load_recipe(run.recipe_path).recipe
-    if asked is not None:
-        recipe = _changed(recipe, asked, run)
+    begun_with = load_recipe(run.recipe_path).recipe
+    recipe = begun_with if asked is None else _changed(begun_with, asked, run)
     manifest, tokenizer = _open_data(recipe.data_dir)
     info = run.info()
     if manifest.fingerprint != info["data_fingerprint"]:
@@ -70,9 +71,23 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
                          hint="Prepare it again as the run's recipe says, or begin a new run.")
     model = new_model(recipe, tokenizer.vocab_size, placement)
     trainer = _trainer(run, recipe, model, manifest, tokenizer, placement)
-    trainer.resume()
-    run.update_info(status="running", resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    step = trainer.resume()
+    if step > recipe.train.max_steps:
+        raise UsageError(f"the run is at step {step} already, beyond train.max_steps {recipe.train.max_steps}",
+                         where=run.path, hint=f"Train on with --steps above {step}, or use it as it is.")
+    if recipe != begun_with:
+        write_atomically(run.recipe_path, recipe.to_yaml())
+    run.update_info(status="running", error=None, data_dir=str(recipe.data_dir),
+                    resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     return trainer
+
+
+def data_differences(recipe: Recipe) -> list[str]:
+    """How prepared data differs from what the recipe says it should be made of: a line a key, none where it agrees."""
+    asked = recipe.data.model_dump(mode="json")
+    made_with = Manifest.load(recipe.data_dir).settings
+    return [f"{key} was {made_with[key]!r}, the recipe says {asked[key]!r}" for key in made_with
+            if asked.get(key) != made_with[key]]
 
 
 def _open_data(folder: Path) -> tuple[Manifest, Tokenizer]:

@@ -1,0 +1,304 @@
+"""Writes docs/cli.md from the commands and docs/recipes.md from the recipes' schema, so that neither can drift.
+
+A program of its own: `python -m mosaic_cli.commands.manual`. With `--check` it compares, and exits 3 on a stale page.
+"""
+
+import inspect
+import signal
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from mosaic_cli.commands import display
+from mosaic_cli.errors import CheckFailed, MosaicError, UsageError
+from mosaic_cli.recipe import BUILTIN_RECIPES, documented_keys, load_recipe
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+NOTE = "Written by `make docs`; a test compares it. Change the code, not this page."
+VALUE_WORDS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+
+GENERAL = f"""
+## What holds for every command
+
+- The result goes to stdout. Progress, news, warnings and timings go to stderr.
+- `--json` prints one object on stdout and nothing else there. It has the key `schema`. Keys may be added to an object, but none is renamed or removed.
+- A command that fails with `--json` prints `{{"schema": "mosaic.error/1", "error": {{"message", "hint", "where"}}}}`: what is wrong, what to do next, and the file, key or option it is about. `hint` and `where` may be null.
+- `--debug`, or `MOSAIC_DEBUG=1`, shows the traceback of an error. `NO_COLOR` turns colours off. `HF_HUB_OFFLINE=1` keeps `prepare` and `train` from asking the network; no other command asks it.
+- `--ckpt` takes the name of a run (`first` is the folder `runs/first`), the path of a run's folder, or the path of a checkpoint's folder. After the name, `@best`, `@latest` or `@1000` chooses the checkpoint. Without it, it is the best one, or the latest one before the first validation.
+- `--device auto` takes cuda, then mps, then cpu. `--dtype auto` takes bfloat16 where the device computes it natively, else float32. What was chosen, and why, is said on stderr.
+
+### Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| {MosaicError.exit_code} | failed while running; bad content is one case: an empty, binary or too short text, a damaged file |
+| {UsageError.exit_code} | wrong usage or recipe: an option, a key, a value, a name or a path that does not exist |
+| {CheckFailed.exit_code} | a check that was asked for did not hold |
+| {128 + signal.SIGINT} / {128 + signal.SIGTERM} | interrupted by Ctrl-C / SIGTERM; `train` has saved a checkpoint, unless it was interrupted twice |
+""".strip()  # noqa: E501  a paragraph of Markdown is one line, whatever the width
+
+# Invocation -> schema, and its keys with their meaning. The tests compare both with what the commands write.
+JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
+    "prepare": (
+        "mosaic.prepare/1",
+        {
+            "data": "folder of the token shards",
+            "manifest": "what it holds, as in manifest.json: [formats.md](formats.md#manifestjson)",
+        },
+    ),
+    "prepare --verify": (
+        "mosaic.prepare-verify/1",
+        {
+            "data": "the folder that was checked",
+            "files": "number of files, all as the manifest says",
+            "bytes": "their size",
+        },
+    ),
+    "train": (
+        "mosaic.train/1",
+        {
+            "run": "folder of the run",
+            "steps": "optimizer steps since the run began",
+            "tokens": "tokens trained on since the run began",
+            "parameters": "parameters of the model, the tied head counted once",
+            "train_loss": "loss of the last logged step's batch, nats per token",
+            "val_loss": "last validation loss, nats per token; null before the first validation",
+            "seconds": "wall time of training, validation and saving, all invocations together",
+            "tokens_per_second": "`tokens` / `seconds`",
+            "data_source": "what the data was made from, as used",
+        },
+    ),
+    "train --dry-run": (
+        "mosaic.train-dry-run/1",
+        {
+            "recipe": "rows of key, value and where the value came from",
+            "parameters": "parameters of the model",
+            "flops_per_step": "floating-point operations of an optimizer step",
+            "tokens": "tokens of the whole run",
+            "state_bytes": "memory for weights, gradients and AdamW's averages",
+            "disk_bytes": "disk for the checkpoints that are kept",
+            "seconds": "expected time of all steps, without validations",
+            "placement": "device and arithmetic, with the reason",
+            "vocab_source": "where the vocabulary size comes from",
+        },
+    ),
+    "eval": (
+        "mosaic.eval/1",
+        {
+            "results[].ckpt": "as given after `--ckpt`",
+            "results[].checkpoint": "folder of the checkpoint",
+            "results[].kind": "`mosaic` or `transformer`",
+            "results[].parameters": "parameters of the model",
+            "results[].on": "as given after `--on`",
+            "results[].data_source": "what the text is: the data's source as used, or the file",
+            "results[].context": "tokens in a window",
+            "results[].loss": "mean loss, nats per token",
+            "results[].perplexity": "exp(`loss`)",
+            "results[].bits_per_byte": "summed loss in bits over the bytes of the text",
+            "results[].tokens": "predicted tokens",
+            "results[].interval": "95 % confidence interval of the loss, [low, high]; null with a single window",
+            "results[].positions": "positions in the window, from 0; only with `--by-position`",
+            "results[].loss_by_position": "mean loss at each of them; only with `--by-position`",
+        },
+    ),
+    "generate": (
+        "mosaic.generate/1",
+        {
+            "samples[].prompt": "the prompt",
+            "samples[].text": "its continuation, without the prompt",
+            "samples[].tokens": "new tokens, the one that ended it among them",
+            "samples[].stop_reason": "`end_of_text`, `stop` or `length`",
+            "prefill_tokens_per_second": "prompt tokens read per second",
+            "decode_tokens_per_second": "tokens drawn per second after the first, all samples together; null for one",
+        },
+    ),
+}
+
+
+def pages(app: typer.Typer) -> dict[str, str]:
+    """The generated pages: file name in docs/ -> text."""
+    return {"cli.md": cli_page(app), "recipes.md": recipes_page()}
+
+
+def cli_page(app: typer.Typer) -> str:
+    """Every command with its usage, arguments, options, keys and an example."""
+    root = typer.main.get_command(app)
+    described = list(commands(root))
+    parts = ["# Commands", NOTE, root.help, *_root_section(root)]
+    parts.append("\n".join(_contents_line(name, command) for name, command in described))
+    parts.append(GENERAL)
+    for name, command in described:
+        parts += _command_section(name, command)
+    return "\n\n".join(parts) + "\n"
+
+
+def recipes_page() -> str:
+    """Every key of a recipe, and the recipes that come with the toolkit."""
+    parts = ["# Recipes", NOTE, RECIPES_INTRODUCTION]
+    sections: dict[str, list[tuple[str, str, str]]] = {}
+    for key, default, description in documented_keys():
+        shown = default if default == "required" else f"`{_YAML_WORDS.get(default, default)}`"
+        sections.setdefault(key.partition(".")[0], []).append((f"`{key}`", shown, description))
+    for section, rows in sections.items():
+        parts += [f"## Keys of `{section}`", _table(("key", "default", "meaning"), rows)]
+    parts.append("## Built-in recipes")
+    paths = sorted(BUILTIN_RECIPES.glob("*.yaml"), key=lambda path: path.stem)
+    head = ("recipe", "kind", "layers", "heads", "width", "context", "steps", "batch", "data")
+    parts.append(_table(head, [_recipe_row(path) for path in paths]))
+    for path in paths:
+        parts += [f"### {path.stem}", *_header_comment(path), f"[recipes/{path.name}](../recipes/{path.name})"]
+    return "\n\n".join(parts) + "\n"
+
+
+RECIPES_INTRODUCTION = """
+A recipe is one YAML file that says everything about one run: three sections, `model`, `data` and `train`, and two keys beside them.
+
+- `extends: FILE` takes over another recipe, relative to this file. Maps merge, everything else replaces.
+- `name: NAME` names the run and its data folder; default: the file's name.
+
+A command takes the path of a recipe or the name of a built-in one. Values come from, in rising order: defaults, the recipe that is extended, the recipe, flags, `--set KEY=VALUE`. `mosaic train RECIPE --dry-run` shows each value and where it came from. An unknown key is refused.
+
+Scalars are read as YAML 1.2 has them: `1e-4` and `1_000` are numbers, `no` is a word. The resolved recipe is saved with the run, and is itself a recipe.
+""".strip()  # noqa: E501
+
+_YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
+
+
+def commands(group, prefix: str = "") -> Iterator[tuple[str, typing.Any]]:
+    """(name, command) of every command, those of nested groups as `group name`."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+        elif not command.hidden:
+            yield f"{prefix}{name}", command
+
+
+def _contents_line(name: str, command) -> str:
+    return f"- [`mosaic {name}`](#mosaic-{name.replace(' ', '-')}): {command.help.splitlines()[0]}"
+
+
+def _root_section(root) -> list[str]:
+    rows = [_option_row(option, {}) for option in root.params if not option.hidden]
+    rows.append(("`-h`, `--help`", "", "Show the help; after a command, that command's."))
+    return [_code("mosaic [OPTIONS] COMMAND ..."), _table(("option", "default", "meaning"), rows)]
+
+
+def _command_section(name: str, command) -> list[str]:
+    function = inspect.unwrap(command.callback)
+    hints = typing.get_type_hints(function)
+    arguments = [p for p in command.params if p.param_type_name == "argument" and not p.hidden]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    required = [_spelled(p, hints)[-1] for p in options if p.required]
+    usage = " ".join(["mosaic", name, *required, *map(_argument_word, arguments), "[OPTIONS]"])
+    parts = [f"## mosaic {name}", command.help, _code(usage)]
+    if arguments:
+        rows = [(f"`{_argument_word(p)}`", _default(p), p.help) for p in arguments]
+        parts.append(_table(("argument", "default", "meaning"), rows))
+    parts.append(_table(("option", "default", "meaning"), [_option_row(p, hints) for p in options]))
+    for invocation, (schema, keys) in JSON_OBJECTS.items():
+        if invocation.split(" --")[0] == name:
+            parts.append(f"`mosaic {invocation} --json` prints an object of the schema `{schema}`:")
+            parts.append(_table(("key", "meaning"), [(f"`{key}`", meaning) for key, meaning in keys.items()]))
+    epilog = command.epilog or inspect.getmodule(function).EPILOG
+    return [*parts, "Example:", _code(epilog.removeprefix("Example: "))]
+
+
+def _option_row(option, hints: dict) -> tuple[str, str, str]:
+    repeat = " Repeatable." if option.multiple and "repeatable" not in option.help else ""
+    return ", ".join(f"`{word}`" for word in _spelled(option, hints)), _default(option), option.help + repeat
+
+
+def _spelled(option, hints: dict) -> list[str]:
+    """Names of an option, the short one first, the last with the word for its value: `-s`, `--set KEY=VALUE`."""
+    *others, last = sorted(option.opts, key=len)
+    if option.is_flag:
+        return [*others, last]
+    return [*others, f"{last} {option.metavar or _value_word(hints[option.name])}"]
+
+
+def _argument_word(argument) -> str:
+    word = (argument.metavar or argument.name.upper()) + ("..." if argument.nargs == -1 else "")
+    return word if argument.required else f"[{word}]"
+
+
+def _value_word(hint: object) -> str:
+    leaves = typing.get_args(hint) or (hint,)
+    for leaf in leaves:
+        if leaf in VALUE_WORDS:
+            return VALUE_WORDS[leaf]
+    return next((_value_word(leaf) for leaf in leaves if typing.get_args(leaf)), "VALUE")
+
+
+def _default(parameter) -> str:
+    if parameter.required:
+        return "required"
+    is_absent = parameter.default is None or parameter.default is False
+    return "" if is_absent else f"`{parameter.default}`"
+
+
+def _recipe_row(path: Path) -> tuple[str, ...]:
+    recipe = load_recipe(path).recipe
+    model, train, data = recipe.model, recipe.train, recipe.data
+    source = {"hub": data.hub, "builtin": f"built-in {data.builtin}", "files": "files"}[data.source]
+    shape = (model.num_layers, model.num_heads, model.d_model, model.context_length)
+    numbers = [f"{number:,}" for number in (*shape, train.max_steps, train.batch_size)]
+    return f"[{path.stem}](#{path.stem})", model.kind, *numbers, source
+
+
+def _header_comment(path: Path) -> Iterator[str]:
+    """The comment a recipe opens with, in paragraphs; what is indented there is code."""
+    prose: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#").removeprefix(" ")
+        if text.startswith("  "):
+            yield "\n".join(prose)
+            yield _code(text.strip())
+            prose = []
+        else:
+            prose.append(text)
+    if prose:
+        yield "\n".join(prose)
+
+
+def _code(text: str) -> str:
+    return f"```\n{text}\n```"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def write_pages(app: typer.Typer, check: bool) -> None:
+    """Write the pages, or with `check` compare them.
+
+    Raises:
+        CheckFailed: a page is not what would be written.
+        UsageError: there is no docs folder: this is not a checkout.
+    """
+    if not DOCS.is_dir():
+        raise UsageError("the pages are written in a checkout of the repository", where=DOCS)
+    for name, text in pages(app).items():
+        path = DOCS / name
+        if not check:
+            path.write_text(text, encoding="utf-8")
+            display.result(f"docs/{name}")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise CheckFailed(f"docs/{name} is stale", where=path, hint="Write it again: make docs")
+
+
+if __name__ == "__main__":
+    from mosaic_cli.app import app as whole_app  # run as a program, this file stands beside app.py, above the commands
+
+    try:
+        write_pages(whole_app, check="--check" in sys.argv[1:])
+    except MosaicError as error:
+        sys.exit(display.print_error(error, as_json=False, debug=False))
