@@ -11,6 +11,8 @@ from mosaic_cli import __version__
 from mosaic_cli.commands import display, evaluate, generate, prepare, train
 from mosaic_cli.errors import Interrupted, MosaicError, UsageError
 
+INTERRUPTED = 128 + signal.SIGINT
+
 app = typer.Typer(
     help="Memory Mosaics: prepare text, train, evaluate, generate, and look inside.",
     no_args_is_help=True,
@@ -46,7 +48,10 @@ def main() -> None:
 def run() -> int:
     """Run the command line on sys.argv; returns the exit code."""
     try:
-        return app(standalone_mode=False) or 0
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C, about which it says nothing
+            raise KeyboardInterrupt
+        return code
     except SystemExit:  # how typer and rich leave when a reader went away, as in `mosaic generate … | head`
         return int(display.err.quiet)  # rich's mark: it was the reader of stderr, so the work is not done
     except (KeyboardInterrupt, Exception) as error:

@@ -355,12 +355,16 @@ def _merge(into: dict, layer: dict, origin: str, origins: dict[str, str], prefix
             origins[dotted] = origin
 
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's words, for its models and for dataclasses
+
+
 def _usage_error(error: ValidationError, origins: dict[str, str], path: object) -> UsageError:
-    first = error.errors()[0]
+    # an unknown key before all else: where a required one is misspelt, that one is missing too
+    first = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
     loc = [str(part) for part in first["loc"]]
     dotted = ".".join(loc)
     where = f"{origins.get(dotted, path)}: {dotted}"
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in _UNKNOWN:
         siblings = _known_keys(loc[0]) if len(loc) > 1 else ["model", "data", "train", "name", "extends"]
         near = difflib.get_close_matches(loc[-1], siblings, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(siblings)}."

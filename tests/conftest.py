@@ -75,11 +75,16 @@ class Result:
 
 @pytest.fixture
 def mosaic(monkeypatch, capsys):
-    """Runs the command line in this process: mosaic("train", recipe, stdin="...") -> Result."""
+    """Runs the command line in this process: mosaic("generate", "--ckpt", "tiny", stdin=b"...") -> Result.
+
+    Standard input is a pipe with these bytes, or a terminal for None.
+    """
 
     def call(*arguments, stdin=b""):
         monkeypatch.setattr(sys, "argv", ["mosaic", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        pipe = io.TextIOWrapper(io.BytesIO(stdin or b""), encoding="utf-8")
+        monkeypatch.setattr(pipe.buffer, "isatty", lambda: stdin is None)
+        monkeypatch.setattr(sys, "stdin", pipe)
         capsys.readouterr()
         code = app.run()
         return Result(code, *capsys.readouterr())

@@ -17,8 +17,10 @@ from rich.table import Table
 from mosaic_cli.errors import MosaicError
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines when stderr is not a terminal
+PLAIN_WIDTH = 1000  # a table in a file or pipe is as wide as it needs to be
 
 out = Console(soft_wrap=True, highlight=False)
+wide_out = Console(soft_wrap=True, highlight=False, width=PLAIN_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -54,10 +56,10 @@ def print_table(
     """A table on stdout; all columns but the first are numbers."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    out.print(table)
+    (out if out.is_terminal else wide_out).print(table)
 
 
 def print_error(error: BaseException, as_json: bool, debug: bool) -> int:

@@ -29,6 +29,7 @@ def draw_loss_by_position(rows: list[dict], path: Path) -> None:
                   f"({row['kind']}, {row['parameters'] / 1e6:.2f} M)")
     axes.set(xscale="log", xlabel="position in the window (tokens)", ylabel="loss (nats per token)",
              title=f"Loss by position on {rows[0]['on']}")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,5 +39,5 @@ def draw_loss_by_position(rows: list[dict], path: Path) -> None:
 
 def _smooth(losses: list[float]) -> list[float]:
     """A running mean whose width grows with the position, so that the steep beginning stays as it is."""
-    widths = [min(SMOOTHING, i // 4, len(losses) - 1 - i) for i in range(len(losses))]
-    return [sum(losses[i - w : i + w + 1]) / (2 * w + 1) for i, w in enumerate(widths)]
+    spans = [losses[i - min(SMOOTHING, i // 4) : i + min(SMOOTHING, i // 4) + 1] for i in range(len(losses))]
+    return [sum(span) / len(span) for span in spans]

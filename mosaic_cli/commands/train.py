@@ -43,13 +43,13 @@ def train(
     from mosaic_cli.recipe import load_recipe
     from mosaic_cli.runs.directory import locate_run
 
-    if recipe is None and not (resume and run):
+    if recipe is None and not (resume and run is not None):
         raise UsageError("no recipe", hint="mosaic train RECIPE, or mosaic train --resume --run NAME")
     limit = _seconds(time_limit)
     write_event = _open_log(log_to)
     flags = {"train.max_steps": steps, "train.compile": compile, "train.device": device, "train.dtype": dtype,
              "train.seed": seed}
-    begun = locate_run(run) if run else None
+    begun = None if run is None else locate_run(run)
     if recipe is None:
         _check_begun(begun)
     loaded = load_recipe(recipe or begun.recipe_path, flags=flags, overrides=set_)

@@ -2,11 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from mosaic_cli.core.model import LanguageModel, build_model, count_parameters
-from mosaic_cli.data.shards import Manifest, open_split
+from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards, open_split
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import UsageError
@@ -36,15 +37,15 @@ def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
         DataError: the data is damaged, or too short for one window.
     """
     refuse_existing(locate_run(run_name))
-    manifest, tokenizer = _open_data(recipe.data_dir)
-    model = new_model(recipe, tokenizer.vocab_size, placement)
-    trainer = _trainer(locate_run(run_name), recipe, model, manifest, tokenizer, placement)
+    data = _open_data(recipe.data_dir)
+    manifest = data.manifest
+    trainer = _trainer(locate_run(run_name), recipe, data, placement)
     trainer.run.path.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(trainer.run.tokenizer_path)  # before run.json, which makes it a run: a kill leaves no half of one
+    data.tokenizer.save(trainer.run.tokenizer_path)  # before run.json, which makes it a run: a kill leaves no half of one
     create_run(
         run_name, recipe,
         device=str(placement.device), dtype=str(placement.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(), parameters=count_parameters(model), kind=recipe.model.kind,
+        threads=torch.get_num_threads(), kind=recipe.model.kind, parameters=count_parameters(trainer.model),
         data_dir=str(recipe.data_dir), data_fingerprint=manifest.fingerprint, data_source=manifest.source.used,
         fallback_reason=manifest.source.fallback_reason, seconds=0.0,
     )
@@ -64,13 +65,11 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
     """
     begun_with = load_recipe(run.recipe_path).recipe
     recipe = begun_with if asked is None else _changed(begun_with, asked, run)
-    manifest, tokenizer = _open_data(recipe.data_dir)
-    info = run.info()
-    if manifest.fingerprint != info["data_fingerprint"]:
+    data = _open_data(recipe.data_dir)
+    if data.manifest.fingerprint != run.info()["data_fingerprint"]:
         raise UsageError("the prepared data is not what the run was trained on", where=recipe.data_dir,
                          hint="Prepare it again as the run's recipe says, or begin a new run.")
-    model = new_model(recipe, tokenizer.vocab_size, placement)
-    trainer = _trainer(run, recipe, model, manifest, tokenizer, placement)
+    trainer = _trainer(run, recipe, data, placement)
     step = trainer.resume()
     if step > recipe.train.max_steps:
         raise UsageError(f"the run is at step {step} already, beyond train.max_steps {recipe.train.max_steps}",
@@ -90,14 +89,21 @@ def data_differences(recipe: Recipe) -> list[str]:
             if asked.get(key) != made_with[key]]
 
 
-def _open_data(folder: Path) -> tuple[Manifest, Tokenizer]:
-    return Manifest.load(folder), Tokenizer.load(folder / "tokenizer.json")
+class _Data(NamedTuple):
+    manifest: Manifest
+    tokenizer: Tokenizer
+    tokens: dict[str, TokenShards]
 
 
-def _trainer(run: Run, recipe: Recipe, model: LanguageModel, manifest: Manifest, tokenizer: Tokenizer,
-             placement: Placement) -> Trainer:
-    tokens = {split: open_split(recipe.data_dir, split) for split in ("train", "val")}
-    return Trainer(run, model, tokens, tokenizer, recipe.train, placement, num_val_bytes=manifest.val.bytes)
+def _open_data(folder: Path) -> _Data:
+    tokens = {split: open_split(folder, split) for split in SPLITS}  # checks every file, the tokenizer's too
+    return _Data(Manifest.load(folder), Tokenizer.load(folder / "tokenizer.json"), tokens)
+
+
+def _trainer(run: Run, recipe: Recipe, data: _Data, placement: Placement) -> Trainer:
+    model = new_model(recipe, data.tokenizer.vocab_size, placement)
+    return Trainer(run, model, data.tokens, data.tokenizer, recipe.train, placement,
+                   num_val_bytes=data.manifest.val.bytes)
 
 
 def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:

@@ -1,4 +1,4 @@
-"""A run that is killed or stopped at any moment, and taken up again, ends as one that was never stopped: bit for bit."""
+"""A run that is killed or stopped at any moment and taken up again ends as one never stopped: bit for bit."""
 
 import json
 import shutil

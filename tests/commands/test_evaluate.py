@@ -1,0 +1,103 @@
+"""`mosaic eval`: one column a model, the ways to name one, bounds, and figures that do not depend on the batch."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+PROMISED = {"ckpt", "kind", "parameters", "on", "loss", "perplexity", "bits_per_byte", "tokens", "interval"}
+LATEST = "runs/tiny/checkpoints/step-00000008"
+
+
+def test_json_holds_what_is_promised(world, mosaic):
+    result = mosaic("eval", "--ckpt", "tiny", "--ckpt", "gpt@6", "--json")
+    assert result.code == 0 and result.json["schema"] == "mosaic.eval/1"
+    tiny, gpt = result.json["results"]
+    assert tiny.keys() >= PROMISED and "positions" not in tiny
+    assert (tiny["ckpt"], tiny["kind"], tiny["on"]) == ("tiny", "mosaic", "val")
+    assert (gpt["ckpt"], gpt["kind"]) == ("gpt@6", "transformer")
+    manifest = json.loads((world / "data" / "tiny" / "manifest.json").read_text())
+    assert tiny["tokens"] == gpt["tokens"] == manifest["val"]["tokens"] - 1
+    assert tiny["perplexity"] == pytest.approx(math.exp(tiny["loss"]))
+    assert tiny["interval"][0] < tiny["loss"] < tiny["interval"][1]
+
+
+def test_by_position(world, mosaic):
+    (row,) = mosaic("eval", "--ckpt", "tiny", "--by-position", "--json").json["results"]
+    assert row["positions"] == list(range(8)) and len(row["loss_by_position"]) == 8
+    table = mosaic("eval", "--ckpt", "tiny", "--by-position").out
+    assert "Loss by position in the window" in table and "4-7" in table
+
+
+@pytest.mark.parametrize("spec", ["tiny", "tiny@8", "tiny@latest", "tiny@best", "runs/tiny", "runs/tiny@8", "runs/tiny/",
+                                  LATEST, f"{LATEST}/"])
+def test_a_model_may_be_named_in_many_ways(world, mosaic, spec):
+    (row,) = mosaic("eval", "--ckpt", spec, "--json").json["results"]
+    assert row["ckpt"] == spec and row["checkpoint"].rstrip("/") == LATEST
+
+
+def test_a_run_in_a_folder_whose_name_has_the_sign(world, mosaic):
+    shutil.copytree("runs/tiny", "other@6/tiny")
+    (row,) = mosaic("eval", "--ckpt", str(world / "other@6" / "tiny"), "--json").json["results"]
+    assert row["checkpoint"].endswith("other@6/tiny/checkpoints/step-00000008")
+
+
+def test_the_best_checkpoint_is_the_default(world, mosaic):
+    (world / "runs" / "tiny" / "checkpoints" / "best").write_text("step-00000006\n")
+    (row,) = mosaic("eval", "--ckpt", "tiny", "--json").json["results"]
+    assert row["checkpoint"].endswith("step-00000006")
+
+
+@pytest.mark.parametrize("on", ["val", "text.txt"])
+def test_the_result_does_not_depend_on_the_batch(world, mosaic, on):
+    rows = [mosaic("eval", "--ckpt", "tiny", "--on", on, "--by-position", "--batch-tokens", size, "--json")
+            .json["results"][0] for size in (1, 40, 100_000)]
+    assert rows[0]["tokens"] == rows[1]["tokens"] == rows[2]["tokens"]
+    for row in rows[1:]:
+        assert row["loss"] == pytest.approx(rows[0]["loss"], rel=1e-6)
+        assert row["interval"] == pytest.approx(rows[0]["interval"], rel=1e-6)
+        assert row["loss_by_position"] == pytest.approx(rows[0]["loss_by_position"], rel=1e-5)
+
+
+def test_a_text_shorter_than_one_context(world, mosaic):
+    (world / "short.txt").write_text("cat")
+    (row,) = mosaic("eval", "--ckpt", "tiny", "--on", "short.txt", "--json").json["results"]
+    assert row["tokens"] == 3 and row["interval"] is None and row["on"] == row["data_source"] == "short.txt"
+    assert "±" not in next(line for line in mosaic("eval", "--ckpt", "tiny", "--on", "short.txt").out.splitlines()
+                           if "nats" in line)
+
+
+def test_contexts_other_than_the_training_one(world, mosaic):
+    rows = mosaic("eval", "--ckpt", "tiny", "--context", "4, 8,32", "--json").json["results"]
+    assert [row["context"] for row in rows] == [4, 8, 32] and len({row["tokens"] for row in rows}) == 1
+
+
+@pytest.mark.parametrize(("bounds", "code", "message"), [
+    (["--max", "loss=20", "--min", "tokens=5"], 0, None),
+    (["--max", "loss=0.5"], 3, "is above 0.5"),
+    (["--min", "bits_per_byte=1e3"], 3, "is below 1000"),
+    (["--max", "perplexity=0.1", "--min", "loss=99"], 3, "; "),
+])
+def test_a_bound_that_does_not_hold_is_exit_code_3(world, mosaic, refused, bounds, code, message):
+    result = mosaic("eval", "--ckpt", "tiny", *bounds)
+    assert result.code == code and "perplexity" in result.out, "the table is shown in any case"
+    if code:
+        assert message in result.err
+        error = refused(3, "eval", "--ckpt", "tiny", *bounds)
+        assert "tiny: " in error["message"] and message in error["message"] and error["where"] == "--min/--max"
+
+
+def test_a_figure_is_drawn(world, mosaic):
+    result = mosaic("eval", "--ckpt", "tiny", "--ckpt", "gpt", "--by-position", "--figure", "out/a.svg", "--json")
+    assert result.code == 0 and len(result.json["results"]) == 2
+    assert "<svg" in (world / "out" / "a.svg").read_text()
+
+
+def test_a_wide_table_shows_every_figure(world, mosaic, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    specs = [f"runs/{name}/checkpoints/step-0000000{step}" for name in ("tiny", "gpt") for step in (6, 8)]
+    arguments = [part for spec in specs for part in ("--ckpt", spec)]
+    table = mosaic("eval", *arguments).out
+    rows = mosaic("eval", *arguments, "--json").json["results"]
+    assert all(f"{row['loss']:.4f}" in table and row["ckpt"] in table for row in rows) and "…" not in table

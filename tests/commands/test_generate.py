@@ -1,0 +1,75 @@
+"""`mosaic generate`: where the prompt comes from, what is written, and that asking again gives the same."""
+
+import pytest
+
+TINY = ("generate", "--ckpt", "tiny")
+
+
+def test_json_holds_what_is_promised(world, mosaic):
+    result = mosaic(*TINY, "the cat", "--max-new-tokens", 12, "--json")
+    assert result.code == 0 and result.json["schema"] == "mosaic.generate/1"
+    assert result.json.keys() >= {"samples", "prefill_tokens_per_second", "decode_tokens_per_second"}
+    (sample,) = result.json["samples"]
+    assert sample.keys() >= {"prompt", "text", "tokens", "stop_reason"} and sample["prompt"] == "the cat"
+    assert sample["tokens"] <= 12 and sample["stop_reason"] in ("length", "end_of_text")
+    assert "tokens/s" in result.err
+
+
+def test_what_is_streamed_is_the_prompt_and_the_text(world, mosaic):
+    arguments = (*TINY, "the", "--max-new-tokens", 30, "--seed", 3)
+    (sample,) = mosaic(*arguments, "--json").json["samples"]
+    assert mosaic(*arguments).out == "the" + sample["text"] + "\n"
+
+
+def test_several_samples(world, mosaic):
+    arguments = (*TINY, "the", "-n", 3, "--max-new-tokens", 20)
+    samples = mosaic(*arguments, "--json").json["samples"]
+    assert len(samples) == 3 and len({sample["text"] for sample in samples}) > 1
+    out = mosaic(*arguments).out
+    assert all(f"--- {number} of 3" in out for number in (1, 2, 3)) and all("the" + s["text"] in out for s in samples)
+
+
+def test_greedy_writing_knows_no_chance(world, mosaic):
+    texts = {mosaic(*TINY, "the", "--temperature", 0, "--max-new-tokens", 15, "--seed", seed, "-n", n, "--json")
+             .json["samples"][-1]["text"] for seed, n in ((1, 1), (2, 1), (3, 2))}
+    assert len(texts) == 1
+
+
+def test_a_seed_decides_the_text(world, mosaic):
+    texts = [mosaic(*TINY, "the", "--max-new-tokens", 20, "--seed", seed, "--json").json["samples"][0]["text"]
+             for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_stop_text_ends_it(world, mosaic):
+    arguments = (*TINY, "the", "--seed", 3, "--max-new-tokens", 30)
+    text = mosaic(*arguments, "--json").json["samples"][0]["text"]
+    stop = text[4:6]
+    (sample,) = mosaic(*arguments, "--stop", stop, "--stop", "zzz", "--json").json["samples"]
+    assert sample["stop_reason"] == "stop" and sample["text"] == text[: text.index(stop)]
+
+
+@pytest.mark.parametrize("prompt", ["the cat", "", "a\ncat"])
+def test_the_prompt_may_come_from_three_places(world, mosaic, prompt):
+    (world / "prompt.txt").write_text(prompt)
+    end = ("--max-new-tokens", 8, "--json")
+    given = mosaic(*TINY, prompt, *end).json["samples"]
+    assert given[0]["prompt"] == prompt
+    assert mosaic(*TINY, "--prompt-file", "prompt.txt", *end).json["samples"] == given
+    assert mosaic(*TINY, *end, stdin=prompt.encode()).json["samples"] == given
+
+
+def test_a_mosaic_reads_and_writes_past_its_context(world, mosaic):
+    prompt = "the bird found the old hat"
+    (sample,) = mosaic(*TINY, prompt, "--max-new-tokens", 50, "--stop", "\0", "--json").json["samples"]
+    assert len(prompt) > 8 and (sample["tokens"] == 50 or sample["stop_reason"] == "end_of_text")
+
+
+def test_a_transformer_writes_to_the_end_of_its_context(world, mosaic):
+    result = mosaic("generate", "--ckpt", "gpt", "the", "--max-new-tokens", 6, "--json")
+    assert result.code == 0 and result.json["samples"][0]["tokens"] <= 6
+
+
+def test_a_prompt_that_does_not_fit_is_not_half_written(world, mosaic):
+    result = mosaic("generate", "--ckpt", "gpt", "the bird found")
+    assert (result.code, result.out) == (2, "") and "do not fit" in result.err
