@@ -26,10 +26,15 @@ from mosaic_cli.training.loop import backward
 from mosaic_cli.training.optimizer import make_optimizer, update
 
 SIZES = {
-    "small": {"num_layers": 4, "num_heads": 4, "d_model": 256, "num_slots": 896, "context_length": 512,
-              "vocab_size": 8192},
-    "tiny": {"num_layers": 4, "num_heads": 4, "d_model": 128, "num_slots": 448, "context_length": 64,
-             "vocab_size": 66},
+    "small": {
+        "num_layers": 4,
+        "num_heads": 4,
+        "d_model": 256,
+        "num_slots": 896,
+        "context_length": 512,
+        "vocab_size": 8192,
+    },
+    "tiny": {"num_layers": 4, "num_heads": 4, "d_model": 128, "num_slots": 448, "context_length": 64, "vocab_size": 66},
 }
 BATCH = {"small": 8, "tiny": 12}
 KINDS = ("transformer", "mosaic")
@@ -49,8 +54,10 @@ def main() -> None:
     arguments.out.write_text(json.dumps({"machine": _machine(placement), "rows": rows}, indent=2) + "\n")
     for row in rows:
         ratio = "  ".join(f"{value:.2f} x {name}" for name, value in row["ratio_to"].items())
-        print(f"{row['workload']:10} {row['model']:6} {row['system']:12} T {row['T']:5} batch {row['batch']:3} "
-              f"{row['tokens_per_second']:10,.0f} tokens/s  {ratio}")
+        print(
+            f"{row['workload']:10} {row['model']:6} {row['system']:12} T {row['T']:5} batch {row['batch']:3} "
+            f"{row['tokens_per_second']:10,.0f} tokens/s  {ratio}"
+        )
     print(f"written: {arguments.out}")
 
 
@@ -61,15 +68,19 @@ def measure_size(size: str, placement: Placement, rounds: int) -> Iterator[dict]
     workloads: dict[str, tuple[int, int, dict[str, Callable[[], object]]]] = {
         "train": (batch, batch * T, {kind: _training_step(model, batch, placement) for kind, model in models.items()}),
         "prefill": (1, T, {kind: _prefill(model, placement) for kind, model in models.items()}),
-        "decode": (1, DECODED, {
-            kind: _decode(model, placement, T - DECODED - 1) for kind, model in models.items()}),
+        "decode": (1, DECODED, {kind: _decode(model, placement, T - DECODED - 1) for kind, model in models.items()}),
     }
     for workload, (rows_at_once, tokens, systems) in workloads.items():
         seconds = _interleaved(systems, rounds)
         for kind in KINDS:
             yield {
-                "workload": workload, "system": kind, "model": size, "parameters": count_parameters(models[kind]),
-                "T": T, "batch": rows_at_once, "tokens_per_second": tokens / statistics.median(seconds[kind]),
+                "workload": workload,
+                "system": kind,
+                "model": size,
+                "parameters": count_parameters(models[kind]),
+                "T": T,
+                "batch": rows_at_once,
+                "tokens_per_second": tokens / statistics.median(seconds[kind]),
                 "peak_memory_bytes": _peak_memory(placement),
                 "ratio_to": {"transformer": _ratio(seconds["transformer"], seconds[kind])},
             }
@@ -80,12 +91,20 @@ def measure_positions(placement: Placement, rounds: int) -> list[dict]:
     model = _model("mosaic", "tiny", placement)
     seconds = _interleaved({str(p): _decode(model, placement, p - 1) for p in POSITIONS}, rounds)
     first = str(POSITIONS[0])
-    return [{
-        "workload": "decode", "system": "mosaic", "model": "tiny", "parameters": count_parameters(model), "T": position,
-        "batch": 1, "tokens_per_second": DECODED / statistics.median(seconds[str(position)]),
-        "peak_memory_bytes": _peak_memory(placement),
-        "ratio_to": {f"position {first}": _ratio(seconds[first], seconds[str(position)])},
-    } for position in POSITIONS]
+    return [
+        {
+            "workload": "decode",
+            "system": "mosaic",
+            "model": "tiny",
+            "parameters": count_parameters(model),
+            "T": position,
+            "batch": 1,
+            "tokens_per_second": DECODED / statistics.median(seconds[str(position)]),
+            "peak_memory_bytes": _peak_memory(placement),
+            "ratio_to": {f"position {first}": _ratio(seconds[first], seconds[str(position)])},
+        }
+        for position in POSITIONS
+    ]
 
 
 def _model(kind: str, size: str, placement: Placement) -> LanguageModel:
@@ -177,8 +196,13 @@ def _peak_memory(placement: Placement) -> int:
 
 def _machine(placement: Placement) -> dict[str, object]:
     name = torch.cuda.get_device_name() if placement.device.type == "cuda" else _processor()
-    return {"device": name, "threads": torch.get_num_threads(), "dtype": str(placement.dtype).removeprefix("torch."),
-            "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "dtype": str(placement.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _processor() -> str:

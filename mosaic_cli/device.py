@@ -45,12 +45,16 @@ def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device {name!r} is not a device", where="--device",
-                         hint="Use auto, cpu, cuda, cuda:N or mps.") from error
+        raise UsageError(
+            f"device {name!r} is not a device", where="--device", hint="Use auto, cpu, cuda, cuda:N or mps."
+        ) from error
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.type not in count or (device.index or 0) >= count[device.type]:
-        raise UsageError(f"this machine has no {name}; it has {_best_device()}", where="--device",
-                         hint="Leave the choice to the machine: --device auto")
+        raise UsageError(
+            f"this machine has no {name}; it has {_best_device()}",
+            where="--device",
+            hint="Leave the choice to the machine: --device auto",
+        )
     return device
 
 

@@ -163,8 +163,13 @@ class Writer:
         self.decoded_tokens = 0  # beyond each sample's first, which the prefill brought
         self._continuations = [_Continuation(tokenizer.stream(), stop) for _ in range(num_samples)]
         self._steps = generate(
-            model, self.prompt_ids, placement, num_samples=num_samples, max_new_tokens=max_new_tokens,
-            sampling=sampling, seed=seed,
+            model,
+            self.prompt_ids,
+            placement,
+            num_samples=num_samples,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
         )
 
     def __iter__(self) -> Iterator[list[str]]:

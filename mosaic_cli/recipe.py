@@ -26,7 +26,11 @@ BUILTIN_RECIPES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.par
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, validate_default=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
+        validate_default=True,
         allow_inf_nan=False,
     )
 
@@ -71,11 +75,17 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:
         if self.source == "files" and not self.files:
-            raise UsageError("data.source is files, but data.files is empty", where="data.files",
-                             hint="Name a file: --set data.files=[input.txt]")
+            raise UsageError(
+                "data.source is files, but data.files is empty",
+                where="data.files",
+                hint="Name a file: --set data.files=[input.txt]",
+            )
         if self.source == "hub" and not self.hub:
-            raise UsageError("data.source is hub, but data.hub names no data set", where="data.hub",
-                             hint="Name one: --set data.hub=roneneldan/TinyStories")
+            raise UsageError(
+                "data.source is hub, but data.hub names no data set",
+                where="data.hub",
+                hint="Name one: --set data.hub=roneneldan/TinyStories",
+            )
         return self
 
 
@@ -128,10 +138,14 @@ class TrainSection(Section):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UsageError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}",
-                where="train.micro_batch_size")
+                where="train.micro_batch_size",
+            )
         if self.min_lr > self.learning_rate:
-            raise UsageError(f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}",
-                             where="train.min_lr", hint="Lower it too: --set train.min_lr=0")
+            raise UsageError(
+                f"min_lr {self.min_lr:g} is above learning_rate {self.learning_rate:g}",
+                where="train.min_lr",
+                hint="Lower it too: --set train.min_lr=0",
+            )
         return self
 
 
@@ -177,8 +191,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key_node.start_mark)
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value!r} is given twice",
-                                                        key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -192,8 +207,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-     "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
@@ -213,8 +231,13 @@ def parse_yaml(text: str, where: object) -> Any:
         raise UsageError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{where}{line}") from error
 
 
-def load_recipe(recipe: str | Path, *, flags: dict[str, Any] | None = None, overrides: list[str] | None = None,
-                base: dict | None = None) -> LoadedRecipe:
+def load_recipe(
+    recipe: str | Path,
+    *,
+    flags: dict[str, Any] | None = None,
+    overrides: list[str] | None = None,
+    base: dict | None = None,
+) -> LoadedRecipe:
     """Load a recipe file, or a built-in recipe by name, and apply flags and `KEY=VALUE` overrides.
 
     Args:
@@ -251,8 +274,11 @@ def validate(values: dict, origins: dict[str, str], path: object) -> Recipe:
     except ValidationError as error:
         raise _usage_error(error, origins, path) from error
     if not RUN_NAME.fullmatch(recipe.name):
-        raise UsageError(f"name {recipe.name!r} is not a plain name", where=f"{path}: name",
-                         hint="Use letters, digits, dots, dashes and underscores.")
+        raise UsageError(
+            f"name {recipe.name!r} is not a plain name",
+            where=f"{path}: name",
+            hint="Use letters, digits, dots, dashes and underscores.",
+        )
     return recipe
 
 
@@ -291,8 +317,11 @@ def _find_recipe(recipe: str | Path) -> Path:
     names = sorted(p.stem for p in BUILTIN_RECIPES.glob("*.yaml"))
     near = difflib.get_close_matches(path.stem, names, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
-    raise UsageError(f"no recipe {str(recipe)!r}: neither a file nor a built-in name", where=recipe,
-                     hint=f"{hint}Built-in recipes: {', '.join(names) or 'none'}.")
+    raise UsageError(
+        f"no recipe {str(recipe)!r}: neither a file nor a built-in name",
+        where=recipe,
+        hint=f"{hint}Built-in recipes: {', '.join(names) or 'none'}.",
+    )
 
 
 def _layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict]]:

@@ -54,8 +54,12 @@ data: {source: files, files: [text.txt], tokenizer: char, dir: data/tiny}
 train: {max_steps: 8, batch_size: 4, micro_batch_size: 2, warmup_steps: 1, eval_interval: 4, save_interval: 2,
         log_interval: 1, dtype: float32, device: cpu}
 """
-TEXT = "".join(f"{a} {b} the {c}.\n" for a, b, c in itertools.product(
-    ("Mia", "Tom", "a cat", "the bird"), ("saw", "hid", "took", "found"), ("kite", "ball", "egg", "old hat")))
+TEXT = "".join(
+    f"{a} {b} the {c}.\n"
+    for a, b, c in itertools.product(
+        ("Mia", "Tom", "a cat", "the bird"), ("saw", "hid", "took", "found"), ("kite", "ball", "egg", "old hat")
+    )
+)
 
 
 @dataclass(frozen=True)

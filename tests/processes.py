@@ -81,5 +81,3 @@ def _watch(plan: Plan):
             os.kill(os.getpid(), number)
 
     return on_event
-
-

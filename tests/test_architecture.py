@@ -21,7 +21,18 @@ FLOORS = (  # from the ground up; a part may import those of its own floor and b
     {"commands"},
     {"app"},
 )
-HEAVY = {"torch", "datasets", "numpy", "pydantic", "yaml", "matplotlib", "tokenizers", "safetensors", "jinja2", "pyarrow"}
+HEAVY = {
+    "torch",
+    "datasets",
+    "numpy",
+    "pydantic",
+    "yaml",
+    "matplotlib",
+    "tokenizers",
+    "safetensors",
+    "jinja2",
+    "pyarrow",
+}
 
 
 def _name(path):
@@ -41,8 +52,11 @@ def _floor(part):
 def _imports(path, everywhere=True):
     """Modules that a file imports: anywhere in it, or only where importing the file runs it. What it does when run as
     a program does not count: then it stands above everything."""
-    return frozenset(name for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), everywhere)
-                     for name in _imported(node, _name(path).split(".")))
+    return frozenset(
+        name
+        for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), everywhere)
+        for name in _imported(node, _name(path).split("."))
+    )
 
 
 def _nodes(node, everywhere):
@@ -95,11 +109,17 @@ def test_the_shape_of_a_model_is_known_without_torch():
     assert "torch" not in _outside(PACKAGE / "core" / "config.py") | _outside(PACKAGE / "recipe.py")
 
 
-@pytest.mark.parametrize(("package", "places"), [
-    ("typer", {"app", "commands"}), ("rich", {"app", "commands"}), ("click", set()),
-    ("datasets", {"data/sources.py"}), ("matplotlib", {"commands/figures.py"}),
-    *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
-])
+@pytest.mark.parametrize(
+    ("package", "places"),
+    [
+        ("typer", {"app", "commands"}),
+        ("rich", {"app", "commands"}),
+        ("click", set()),
+        ("datasets", {"data/sources.py"}),
+        ("matplotlib", {"commands/figures.py"}),
+        *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
+    ],
+)
 def test_a_package_is_known_only_where_it_belongs(package, places):
     for path in MODULES:
         if package in _outside(path):

@@ -22,18 +22,29 @@ def machine(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(("devices", "expected"), [
-    ({"cuda": 1, "mps": True}, "cuda"), ({"mps": True}, "mps"), ({}, "cpu"),
-])
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ({"cuda": 1, "mps": True}, "cuda"),
+        ({"mps": True}, "mps"),
+        ({}, "cpu"),
+    ],
+)
 def test_auto_takes_cuda_then_mps_then_cpu(machine, devices, expected):
     machine(**devices)
     assert choose_placement().device.type == expected
 
 
-@pytest.mark.parametrize(("flags", "dtype"), [
-    ((), torch.float32), (("avx2", "avx512f"), torch.float32), (("avx512_bf16",), torch.bfloat16),
-    (("amx_bf16",), torch.bfloat16), (("bf16",), torch.bfloat16),
-])
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ((), torch.float32),
+        (("avx2", "avx512f"), torch.float32),
+        (("avx512_bf16",), torch.bfloat16),
+        (("amx_bf16",), torch.bfloat16),
+        (("bf16",), torch.bfloat16),
+    ],
+)
 def test_a_processor_s_arithmetic(machine, flags, dtype):
     machine(flags=flags)
     placement = choose_placement()

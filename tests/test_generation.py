@@ -30,19 +30,23 @@ class Letters:
 
 
 def _model(kind="mosaic", context_length=8):
-    return build_model(ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, context_length=context_length,
-                                   vocab_size=5)).eval()
+    return build_model(
+        ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, context_length=context_length, vocab_size=5)
+    ).eval()
 
 
-@pytest.mark.parametrize(("sampling", "expected"), [
-    (Sampling(temperature=1), [0.5, 0.3, 0.15, 0.05]),
-    (Sampling(temperature=1, top_k=2), [0.625, 0.375, 0, 0]),
-    (Sampling(temperature=1, top_k=99), [0.5, 0.3, 0.15, 0.05]),
-    (Sampling(temperature=1, top_p=0.5), [1, 0, 0, 0]),
-    (Sampling(temperature=1, top_p=0.6), [0.625, 0.375, 0, 0]),
-    (Sampling(temperature=1, min_p=0.35), [0.625, 0.375, 0, 0]),
-    (Sampling(temperature=0.5), [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
-])
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(temperature=1), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(temperature=1, top_k=2), [0.625, 0.375, 0, 0]),
+        (Sampling(temperature=1, top_k=99), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(temperature=1, top_p=0.5), [1, 0, 0, 0]),
+        (Sampling(temperature=1, top_p=0.6), [0.625, 0.375, 0, 0]),
+        (Sampling(temperature=1, min_p=0.35), [0.625, 0.375, 0, 0]),
+        (Sampling(temperature=0.5), [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
+    ],
+)
 def test_filters(sampling, expected):
     assert filtered_probabilities(LOGITS, sampling)[0].tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -67,8 +71,9 @@ def test_impossible_sampling_is_refused(bad):
 @pytest.mark.parametrize("kind", ["mosaic", "transformer"])
 def test_greedy_writing_is_what_full_forwards_choose(kind):
     model, text = _model(kind, context_length=30), [1, 2, 3]
-    written = [tokens[0] for tokens in generate(model, text, PLACEMENT, max_new_tokens=9,
-                                                sampling=Sampling(temperature=0))]
+    written = [
+        tokens[0] for tokens in generate(model, text, PLACEMENT, max_new_tokens=9, sampling=Sampling(temperature=0))
+    ]
     for token in written:
         assert token == model(torch.tensor([text])).argmax(-1)[0, -1]
         text = [*text, token]

@@ -27,14 +27,22 @@ def test_numbers_written_with_exponents_are_numbers(recipe):
 
 def test_words_that_old_yaml_takes_for_booleans_stay_words():
     assert parse_yaml("{a: no, b: on, c: true, d: 1_000, e: 12:30}", "x") == {
-        "a": "no", "b": "on", "c": True, "d": 1000, "e": "12:30"}
+        "a": "no",
+        "b": "on",
+        "c": True,
+        "d": 1000,
+        "e": "12:30",
+    }
 
 
 def test_later_sources_win_and_are_remembered(recipe):
     recipe(BASE + "train: {max_steps: 1, batch_size: 2, seed: 3, warmup_steps: 4}", "base.yaml")
     path = recipe("extends: base.yaml\ntrain: {batch_size: 20, seed: 30, warmup_steps: 40}")
-    loaded = load_recipe(path, flags={"train.seed": 300, "train.warmup_steps": 400, "train.compile": None},
-                         overrides=["train.warmup_steps=4000"])
+    loaded = load_recipe(
+        path,
+        flags={"train.seed": 300, "train.warmup_steps": 400, "train.compile": None},
+        overrides=["train.warmup_steps=4000"],
+    )
     train = loaded.recipe.train
     assert (train.max_steps, train.batch_size, train.seed, train.warmup_steps) == (1, 20, 300, 4000)
     assert loaded.origin("train.max_steps").endswith("base.yaml")
@@ -62,21 +70,24 @@ def test_a_resolved_recipe_is_a_recipe(recipe):
     assert validate(parse_yaml(resolved.to_yaml(), "x"), {}, "x") == resolved
 
 
-@pytest.mark.parametrize(("text", "message", "hint"), [
-    ("train: {learnin_rate: 1}", "unknown key 'train.learnin_rate'", "Did you mean learning_rate?"),
-    ("model: {d_modl: 1}", "unknown key 'model.d_modl'", "Did you mean d_model?"),
-    ("trian: {}", "unknown key 'trian'", "Did you mean train?"),
-    ("train: {max_steps: many}", "train.max_steps = 'many'", None),
-    ("train: {max_steps: 1.5}", "train.max_steps = 1.5", None),
-    ("train: {max_steps: 0}", "greater than or equal to 1", None),
-    ("model: {kind: rnn}", "model.kind = 'rnn'", None),
-    ("model: {num_heads: 3}", "d_model 8 is not a multiple of num_heads 3", None),
-    ("data: {source: files}", "data.files is empty", "--set data.files"),
-    ("data: {source: hub}", "names no data set", "--set data.hub"),
-    ("train: {batch_size: 6, micro_batch_size: 4}", "not a multiple of micro_batch_size", None),
-    ("train: {learning_rate: 1e-5}", "min_lr 0.0001 is above", "min_lr=0"),
-    ("name: a/b", "'a/b' is not a plain name", None),
-])
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("train: {learnin_rate: 1}", "unknown key 'train.learnin_rate'", "Did you mean learning_rate?"),
+        ("model: {d_modl: 1}", "unknown key 'model.d_modl'", "Did you mean d_model?"),
+        ("trian: {}", "unknown key 'trian'", "Did you mean train?"),
+        ("train: {max_steps: many}", "train.max_steps = 'many'", None),
+        ("train: {max_steps: 1.5}", "train.max_steps = 1.5", None),
+        ("train: {max_steps: 0}", "greater than or equal to 1", None),
+        ("model: {kind: rnn}", "model.kind = 'rnn'", None),
+        ("model: {num_heads: 3}", "d_model 8 is not a multiple of num_heads 3", None),
+        ("data: {source: files}", "data.files is empty", "--set data.files"),
+        ("data: {source: hub}", "names no data set", "--set data.hub"),
+        ("train: {batch_size: 6, micro_batch_size: 4}", "not a multiple of micro_batch_size", None),
+        ("train: {learning_rate: 1e-5}", "min_lr 0.0001 is above", "min_lr=0"),
+        ("name: a/b", "'a/b' is not a plain name", None),
+    ],
+)
 def test_errors_say_what_and_where(recipe, text, message, hint):
     recipe(BASE, "base.yaml")
     with pytest.raises(UsageError) as caught:
@@ -85,14 +96,17 @@ def test_errors_say_what_and_where(recipe, text, message, hint):
     assert hint is None or hint in caught.value.hint
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("model: {num_layers: 1}\ndata: {source: builtin}", "required"),
-    ("just words", "a map of sections"),
-    ("a: [1", "not valid YAML"),
-    (BASE + "train: {seed: 1, seed: 2}", "given twice"),
-    ("extends: nowhere.yaml", "not a file beside it"),
-    ("extends: one.yaml", "in a circle"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {num_layers: 1}\ndata: {source: builtin}", "required"),
+        ("just words", "a map of sections"),
+        ("a: [1", "not valid YAML"),
+        (BASE + "train: {seed: 1, seed: 2}", "given twice"),
+        ("extends: nowhere.yaml", "not a file beside it"),
+        ("extends: one.yaml", "in a circle"),
+    ],
+)
 def test_broken_recipes_are_refused(recipe, text, message):
     with pytest.raises(UsageError, match=message):
         load_recipe(recipe(text))

@@ -90,11 +90,21 @@ class Bar:
     """A progress bar on a terminal; elsewhere a plain line now and then. Use as a context manager."""
 
     def __init__(self):
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[extra]}"),
-            console=err, transient=True,
-        ) if err.is_terminal else None
+        self._progress = (
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[extra]}"),
+                console=err,
+                transient=True,
+            )
+            if err.is_terminal
+            else None
+        )
         self._tasks: dict[str, Any] = {}
         self._last = time.monotonic()
 

@@ -19,15 +19,20 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
         display.print_json("mosaic.train-dry-run/1", {"recipe": [list(map(str, row)) for row in rows], **cost})
         return
     display.print_table("Recipe", ["key", "value", "from"], rows)
-    display.print_table("Cost", ["what", "amount"], [
-        ("parameters", f"{cost['parameters']:,}"),
-        ("floating-point operations a step", f"{cost['flops_per_step']:.3g}"),
-        ("tokens in all", f"{cost['tokens']:,}"),
-        ("memory for weights, gradients and AdamW", display.format_bytes(cost["state_bytes"])),
-        ("disk for checkpoints", display.format_bytes(cost["disk_bytes"])),
-        ("time, validations not counted", display.format_seconds(cost["seconds"])),
-        ("on", cost["placement"]),
-    ], caption=f"Time from {TIMED_STEPS} steps on random tokens; the vocabulary size is {cost['vocab_source']}.")
+    display.print_table(
+        "Cost",
+        ["what", "amount"],
+        [
+            ("parameters", f"{cost['parameters']:,}"),
+            ("floating-point operations a step", f"{cost['flops_per_step']:.3g}"),
+            ("tokens in all", f"{cost['tokens']:,}"),
+            ("memory for weights, gradients and AdamW", display.format_bytes(cost["state_bytes"])),
+            ("disk for checkpoints", display.format_bytes(cost["disk_bytes"])),
+            ("time, validations not counted", display.format_seconds(cost["seconds"])),
+            ("on", cost["placement"]),
+        ],
+        caption=f"Time from {TIMED_STEPS} steps on random tokens; the vocabulary size is {cost['vocab_source']}.",
+    )
 
 
 def _cost(loaded: "LoadedRecipe") -> dict[str, object]:

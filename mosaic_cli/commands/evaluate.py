@@ -19,8 +19,14 @@ POSITION_ROWS = 12  # rows of the table by position, spaced by doubling
 
 
 def evaluate(
-    ckpt: Annotated[list[str], typer.Option("--ckpt", metavar="RUN", help="Run name, run folder, checkpoint folder, or "
-                                            "RUN@best|latest|STEP; repeatable, one column each.")],
+    ckpt: Annotated[
+        list[str],
+        typer.Option(
+            "--ckpt",
+            metavar="RUN",
+            help="Run name, run folder, checkpoint folder, or RUN@best|latest|STEP; repeatable, one column each.",
+        ),
+    ],
     on: Annotated[
         str, typer.Option(help="val: the run's own validation split; or a text, jsonl or parquet file.")
     ] = "val",
@@ -79,12 +85,16 @@ def _measure(
     from mosaic_cli.evaluation.language import evaluate_language
 
     with display.Bar() as bar:
-        for result in evaluate_language(one.model, tokens, placement, context_length=length, num_bytes=num_bytes,
-                                        batch_tokens=batch_tokens):
+        for result in evaluate_language(
+            one.model, tokens, placement, context_length=length, num_bytes=num_bytes, batch_tokens=batch_tokens
+        ):
             bar.update(f"{one.spec}, context {length}", result.tokens, result.total_tokens)
     if not math.isfinite(result.perplexity):
-        raise NonFiniteError(f"{one.spec} is not usable: its loss is {result.loss:g}", where=one.checkpoint,
-                             hint="Use an earlier checkpoint: --ckpt RUN@STEP.")
+        raise NonFiniteError(
+            f"{one.spec} is not usable: its loss is {result.loss:g}",
+            where=one.checkpoint,
+            hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
+        )
     return result
 
 
@@ -98,8 +108,11 @@ def _text(one: "TrainedModel", on: str, text_field: str):
     folder = Path(one.run.info()["data_dir"])
     manifest = Manifest.load(folder)
     if manifest.tokenizer.fingerprint != one.tokenizer.fingerprint:
-        raise UsageError(f"{folder} was prepared with another tokenizer than {one.spec} was trained with", where=folder,
-                         hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE")
+        raise UsageError(
+            f"{folder} was prepared with another tokenizer than {one.spec} was trained with",
+            where=folder,
+            hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE",
+        )
     return open_split(folder, "val"), manifest.val.bytes
 
 
@@ -134,22 +147,35 @@ def _print(rows: list[dict], by_position: bool) -> None:
     table = [
         ["kind", *(row["kind"] for row in rows)],
         ["parameters", *(f"{row['parameters']:,}" for row in rows)],
-        ["loss (nats per token)", *(f"{r['loss']:.4f} ± {h:.4f}" if h is not None else f"{r['loss']:.4f}"
-                                    for r, h in zip(rows, half, strict=True))],
+        [
+            "loss (nats per token)",
+            *(
+                f"{r['loss']:.4f} ± {h:.4f}" if h is not None else f"{r['loss']:.4f}"
+                for r, h in zip(rows, half, strict=True)
+            ),
+        ],
         ["perplexity", *(f"{row['perplexity']:.3f}" for row in rows)],
         ["bits per byte", *(f"{row['bits_per_byte']:.4f}" for row in rows)],
         ["tokens", *(f"{row['tokens']:,}" for row in rows)],
     ]
     sources = ", ".join(dict.fromkeys(str(row["data_source"]) for row in rows))
-    display.print_table(f"On {rows[0]['on']} ({sources})", heads, table,
-                        caption="± is half a 95 % confidence interval; the window is the unit.")
+    display.print_table(
+        f"On {rows[0]['on']} ({sources})",
+        heads,
+        table,
+        caption="± is half a 95 % confidence interval; the window is the unit.",
+    )
     if by_position:
         longest = max(len(row["positions"]) for row in rows)
         spans = [(0, 1)] + [(2**i, min(2 ** (i + 1), longest)) for i in range(longest.bit_length()) if 2**i < longest]
-        display.print_table("Loss by position in the window (mean over the span)", heads, [
-            [f"{a}" if b == a + 1 else f"{a}-{b - 1}", *(_mean(row["loss_by_position"][a:b]) for row in rows)]
-            for a, b in spans
-        ])
+        display.print_table(
+            "Loss by position in the window (mean over the span)",
+            heads,
+            [
+                [f"{a}" if b == a + 1 else f"{a}-{b - 1}", *(_mean(row["loss_by_position"][a:b]) for row in rows)]
+                for a, b in spans
+            ],
+        )
 
 
 def _mean(losses: list[float]) -> str:
@@ -179,8 +205,16 @@ def _bound(text: str, flag: str) -> tuple[str, float]:
 
 def _failed(rows: list[dict], minima: list[tuple[str, float]], maxima: list[tuple[str, float]]) -> list[str]:
     """What lies outside of its bounds, in words."""
-    low = [f"{row['ckpt']}: {name} {row[name]:.6g} is below {bound:g}" for row in rows for name, bound in minima
-           if row[name] < bound]
-    high = [f"{row['ckpt']}: {name} {row[name]:.6g} is above {bound:g}" for row in rows for name, bound in maxima
-            if row[name] > bound]
+    low = [
+        f"{row['ckpt']}: {name} {row[name]:.6g} is below {bound:g}"
+        for row in rows
+        for name, bound in minima
+        if row[name] < bound
+    ]
+    high = [
+        f"{row['ckpt']}: {name} {row[name]:.6g} is above {bound:g}"
+        for row in rows
+        for name, bound in maxima
+        if row[name] > bound
+    ]
     return low + high

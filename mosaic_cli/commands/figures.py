@@ -25,10 +25,18 @@ def draw_loss_by_position(rows: list[dict], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for row, style in zip(rows, LINE_STYLES * len(rows), strict=False):
-        axes.plot([p + 1 for p in row["positions"]], _smooth(row["loss_by_position"]), style, label=f"{row['ckpt']} "
-                  f"({row['kind']}, {row['parameters'] / 1e6:.2f} M)")
-    axes.set(xscale="log", xlabel="position in the window (tokens)", ylabel="loss (nats per token)",
-             title=f"Loss by position on {rows[0]['on']}")
+        axes.plot(
+            [p + 1 for p in row["positions"]],
+            _smooth(row["loss_by_position"]),
+            style,
+            label=f"{row['ckpt']} ({row['kind']}, {row['parameters'] / 1e6:.2f} M)",
+        )
+    axes.set(
+        xscale="log",
+        xlabel="position in the window (tokens)",
+        ylabel="loss (nats per token)",
+        title=f"Loss by position on {rows[0]['on']}",
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

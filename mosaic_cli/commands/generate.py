@@ -46,8 +46,15 @@ def generate(
     trained = load_trained(ckpt, placement)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     writer = Writer(
-        trained.model, trained.tokenizer, text, placement, num_samples=n, max_new_tokens=max_new_tokens,
-        sampling=sampling, seed=seed, stop=tuple(stop or ()),
+        trained.model,
+        trained.tokenizer,
+        text,
+        placement,
+        num_samples=n,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        stop=tuple(stop or ()),
     )
     stream = n == 1 and not json
     for step, pieces in enumerate(writer):
@@ -78,15 +85,20 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
 def _report(writer: "Writer", json: bool, printed: bool) -> None:
     samples = writer.samples()
     if json:
-        display.print_json("mosaic.generate/1", {
-            "samples": [vars(sample) for sample in samples],
-            "prefill_tokens_per_second": writer.prefill_tokens_per_second,
-            "decode_tokens_per_second": writer.decode_tokens_per_second,
-        })
+        display.print_json(
+            "mosaic.generate/1",
+            {
+                "samples": [vars(sample) for sample in samples],
+                "prefill_tokens_per_second": writer.prefill_tokens_per_second,
+                "decode_tokens_per_second": writer.decode_tokens_per_second,
+            },
+        )
     elif not printed:
         for number, sample in enumerate(samples, 1):
             display.result(f"--- {number} of {len(samples)} ({sample.stop_reason})\n{sample.prompt}{sample.text}")
     decode = writer.decode_tokens_per_second
     speed = f", decode {decode:,.0f} tokens/s" if decode else ""
-    display.note(f"prefill {writer.prefill_tokens_per_second:,.0f} tokens/s{speed}; "
-                 f"stopped: {', '.join(sample.stop_reason for sample in samples)}")
+    display.note(
+        f"prefill {writer.prefill_tokens_per_second:,.0f} tokens/s{speed}; "
+        f"stopped: {', '.join(sample.stop_reason for sample in samples)}"
+    )

@@ -9,7 +9,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also MOSAIC_DEBUG=1).")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the random draws (train: weights, order, dropout; prepare: the story writer).")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", help="Seed of the random draws (train: weights, order, dropout; prepare: the story writer)."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key, such as train.max_steps=100."),

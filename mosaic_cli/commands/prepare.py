@@ -20,8 +20,10 @@ EPILOG = "Example: mosaic prepare stories.txt --tokenizer bpe --vocab-size 4096 
 def prepare(
     source: Annotated[
         list[str] | None,
-        typer.Argument(help="A recipe; or text, jsonl or parquet files (plain, .gz, .zst), folders, - for standard "
-                       "input, hub:owner/name[:split], builtin:stories."),
+        typer.Argument(
+            help="A recipe; or text, jsonl or parquet files (plain, .gz, .zst), folders, - for standard "
+            "input, hub:owner/name[:split], builtin:stories."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: the recipe's, or data/NAME.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="bpe, gpt2, char, byte, or a tokenizer file or folder.")] = None,
@@ -45,8 +47,15 @@ def prepare(
         return _verify(verify, json)
     if not source:
         raise UsageError("no source", hint="mosaic prepare RECIPE, or mosaic prepare FILE... --out DIR")
-    flags = {"tokenizer": tokenizer, "vocab_size": vocab_size, "text_field": text_field, "val_fraction": val_fraction,
-             "num_documents": num_documents, "skip_bad": skip_bad or None, "seed": seed}
+    flags = {
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "text_field": text_field,
+        "val_fraction": val_fraction,
+        "num_documents": num_documents,
+        "skip_bad": skip_bad or None,
+        "seed": seed,
+    }
     data, folder = _from_recipe(source[0], flags, set_) if _is_recipe(source) else _from_sources(source, flags, set_)
     folder = out or folder
     manifest = prepare_with_progress(data, folder, force=force, workers=workers)
@@ -116,11 +125,15 @@ def _verify(folder: Path, json: bool) -> None:
 
     report = verify(folder)
     if not report.ok:
-        raise DataError("; ".join(report.problems), where=folder,
-                        hint=f"Prepare the data again: mosaic prepare RECIPE --out {folder} --force")
+        raise DataError(
+            "; ".join(report.problems),
+            where=folder,
+            hint=f"Prepare the data again: mosaic prepare RECIPE --out {folder} --force",
+        )
     if json:
-        display.print_json("mosaic.prepare-verify/1", {"data": str(folder), "files": report.files,
-                                                       "bytes": report.bytes})
+        display.print_json(
+            "mosaic.prepare-verify/1", {"data": str(folder), "files": report.files, "bytes": report.bytes}
+        )
     else:
         display.result(f"{folder}: {report.files} files, {display.format_bytes(report.bytes)}, as the manifest says")
 
@@ -130,7 +143,8 @@ def _report(manifest: "Manifest", folder: Path, json: bool) -> None:
         display.print_json("mosaic.prepare/1", {"data": str(folder), "manifest": asdict(manifest)})
         return
     for name, split in (("train", manifest.train), ("val", manifest.val)):
-        display.note(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, "
-                     f"{display.format_bytes(split.bytes)}")
+        display.note(
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {display.format_bytes(split.bytes)}"
+        )
     display.note(f"{manifest.tokenizer.kind} tokenizer of {manifest.vocab_size:,}, from {manifest.source.used}")
     display.result(str(folder))

@@ -47,8 +47,13 @@ def train(
         raise UsageError("no recipe", hint="mosaic train RECIPE, or mosaic train --resume --run NAME")
     limit = _seconds(time_limit)
     write_event = _open_log(log_to)
-    flags = {"train.max_steps": steps, "train.compile": compile, "train.device": device, "train.dtype": dtype,
-             "train.seed": seed}
+    flags = {
+        "train.max_steps": steps,
+        "train.compile": compile,
+        "train.device": device,
+        "train.dtype": dtype,
+        "train.seed": seed,
+    }
     begun = None if run is None else locate_run(run)
     if recipe is None:
         _check_begun(begun)
@@ -65,8 +70,11 @@ def train(
 
 def _check_begun(run: "Run") -> None:
     if not run.exists():
-        raise UsageError(f"there is no run {run.name!r} to resume", where=run.path,
-                         hint="Begin it: mosaic train RECIPE, without --resume.")
+        raise UsageError(
+            f"there is no run {run.name!r} to resume",
+            where=run.path,
+            hint="Begin it: mosaic train RECIPE, without --resume.",
+        )
 
 
 def _make_trainer(loaded: "LoadedRecipe", run_name: str, resume: bool) -> "Trainer":
@@ -85,8 +93,10 @@ def _make_trainer(loaded: "LoadedRecipe", run_name: str, resume: bool) -> "Train
     if not recipe.data_dir.exists():
         prepare_with_progress(recipe.data, recipe.data_dir)
     elif differences := data_differences(recipe):
-        display.warn(f"training on {recipe.data_dir} as it was prepared: {'; '.join(differences)}. To prepare it anew: "
-                     f"mosaic prepare RECIPE --force")
+        display.warn(
+            f"training on {recipe.data_dir} as it was prepared: {'; '.join(differences)}. To prepare it anew: "
+            f"mosaic prepare RECIPE --force"
+        )
     trainer = take_up(run, loaded, placement) if resume else begin(recipe, run_name, placement)
     if reason := trainer.run.info()["fallback_reason"]:
         display.warn(f"training on {trainer.run.info()['data_source']}, NOT on what the recipe names: {reason}")
@@ -130,8 +140,9 @@ def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> No
         record("finished" if finished else "interrupted")
     except KeyboardInterrupt as left:
         record_failure("interrupted")
-        raise Interrupted("left at once; the last checkpoint is intact", caught[-1], where=run.path,
-                          hint=go_on) from left
+        raise Interrupted(
+            "left at once; the last checkpoint is intact", caught[-1], where=run.path, hint=go_on
+        ) from left
     except BaseException as error:
         record_failure("failed", error=getattr(error, "message", repr(error)))
         raise
@@ -184,13 +195,15 @@ def _open_log(log_to: str | None) -> Callable:
     if log_to is None:
         return lambda _: lambda report: None
     if log_to != "tensorboard":
-        raise UsageError(f"cannot log to {log_to!r}", where="--log-to", hint="Known: tensorboard. metrics.jsonl is "
-                         "always written.")
+        raise UsageError(
+            f"cannot log to {log_to!r}", where="--log-to", hint="Known: tensorboard. metrics.jsonl is always written."
+        )
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError("tensorboard is not installed", where="--log-to",
-                         hint="pip install 'mosaic-cli[tensorboard]'") from error
+        raise UsageError(
+            "tensorboard is not installed", where="--log-to", hint="pip install 'mosaic-cli[tensorboard]'"
+        ) from error
 
     def open_in(path: object) -> Callable:
         writer = SummaryWriter(path)

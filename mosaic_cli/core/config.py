@@ -1,7 +1,7 @@
 """The shape of a model: small, typed, checked when it is made. Loads no torch, so recipes can use it cheaply."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mosaic_cli.errors import UsageError
 
@@ -14,7 +14,7 @@ class ModelConfig:
         UsageError: a value is out of range, or values do not fit together; `where` names the key.
     """
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     kind: Literal["mosaic", "transformer"] = "mosaic"
     """`mosaic`, or `transformer` for the GPT baseline of exactly the same number of block weights."""

@@ -67,7 +67,7 @@ class Mosaic(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw starting values: those of the authors' code for the paper (`paper`) or of their nanoGPT derivative (`gpt2`)."""
+        """Draw starting values: those of the authors' main code (`paper`) or of their nanoGPT derivative (`gpt2`)."""
         config = self.config
         paper = config.init == "paper"
         nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(config.d_model) if paper else 0.02)

@@ -158,7 +158,7 @@ def _inverse_norm(x: Tensor) -> Tensor:
 
 
 def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
-    """v_t = alpha v_bar_t / |v_bar_t|, v_bar_t = gamma c_t + (1 - gamma) c_{t+1} (v1, value extractor), in float32 or better.
+    """v_t = alpha v_bar_t / |v_bar_t|, v_bar_t = gamma c_t + (1 - gamma) c_{t+1}; in float32 or better (v1).
 
     Args:
         content: c (B, H, T, D).
@@ -202,7 +202,7 @@ class _PeekedValues(torch.autograd.Function):
 
 
 def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropout: float = 0.0) -> Tensor:
-    """Kernel regression over the strict past (v1, contextual memory) of the newest T positions, out of S + 1 positions in all.
+    """Kernel regression over the strict past (v1, contextual memory), for the newest T of S + 1 positions.
 
     Position p reads the pairs 0 .. p - 1, so query i reads the pairs j <= i + S - T. Position 0 has no pair to read and
     no place here. From position 1 on, the strict past is an ordinary causal attention, one step shifted: the fused
@@ -245,7 +245,7 @@ def slot_read(
     """
     B, H, T, D = queries.shape
     dtype, beta, alpha = values.dtype, beta[:, None, None], alpha[:, None, None]
-    scale_slots = B * T > keys.shape[1]
+    scale_slots = keys.shape[1] < B * T
     keys, values = (keys * beta, values * alpha) if scale_slots else (keys, values)
     queries = queries if scale_slots else queries * beta
     flat = queries.to(dtype).transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)

@@ -42,18 +42,22 @@ def kernel_regression(query: Tensor, keys: Tensor, values: Tensor, beta: Tensor)
 
 def strict_past_read(keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
     """y_T = f(k_T) over the pairs (k_t, v_t), t < T; keys (T, H, D), values (T-1, H, D), beta (H,) -> (T, H, D)."""
-    return torch.stack([
-        torch.stack([kernel_regression(keys[T, h], keys[:T, h], values[:T, h], beta[h]) for h in range(len(beta))])
-        for T in range(len(keys))
-    ])
+    return torch.stack(
+        [
+            torch.stack([kernel_regression(keys[T, h], keys[:T, h], values[:T, h], beta[h]) for h in range(len(beta))])
+            for T in range(len(keys))
+        ]
+    )
 
 
 def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
     """The same over M learned pairs per head; queries (T, H, D), keys and values (H, M, D), beta (H,) -> (T, H, D)."""
-    return torch.stack([
-        torch.stack([kernel_regression(query[h], keys[h], values[h], beta[h]) for h in range(len(beta))])
-        for query in queries
-    ])
+    return torch.stack(
+        [
+            torch.stack([kernel_regression(query[h], keys[h], values[h], beta[h]) for h in range(len(beta))])
+            for query in queries
+        ]
+    )
 
 
 def extract_keys(x: Tensor, weight: Tensor, theta_leak: Tensor) -> Tensor:

@@ -31,7 +31,11 @@ class CausalAttention(nn.Module):
         S = keys.shape[2]
         mask = None if T in (S, 1) else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         reads = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=T == S and T > 1,
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=T == S and T > 1,
             dropout_p=self.weight_dropout if self.training else 0.0,
         )  # (B, H, T, D)
         return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))

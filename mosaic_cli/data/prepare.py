@@ -74,8 +74,9 @@ class PrepareProgress:
     manifest: Manifest | None = None
 
 
-def prepare(data: DataSection, out: str | Path, *, force: bool = False,
-            workers: int | None = None) -> Generator[PrepareProgress, None, Manifest]:
+def prepare(
+    data: DataSection, out: str | Path, *, force: bool = False, workers: int | None = None
+) -> Generator[PrepareProgress, None, Manifest]:
     """Write the shards of `data` into the folder `out`; work is done, and checked for, as the generator is read.
 
     Closing the generator early, or an error, leaves nothing behind.
@@ -97,8 +98,9 @@ def prepare(data: DataSection, out: str | Path, *, force: bool = False,
             done = yield from _prepare_into(folder, data)
     except OSError as error:
         hint = "Free some space, or choose another folder with --out." if error.errno == errno.ENOSPC else None
-        raise DataError(f"cannot write the data: {error.strerror or error}", where=error.filename or out,
-                        hint=hint) from error
+        raise DataError(
+            f"cannot write the data: {error.strerror or error}", where=error.filename or out, hint=hint
+        ) from error
     yield done
     return done.manifest
 
@@ -125,24 +127,36 @@ def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress,
     splits = yield from _encode(folder, source, scan, tokenizer)
     shutil.rmtree(spool)
     manifest = _write_manifest(folder, data, source, tokenizer, splits)
-    return PrepareProgress("done", documents=scan.documents, tokens=manifest.train.tokens + manifest.val.tokens,
-                           manifest=manifest)
+    return PrepareProgress(
+        "done", documents=scan.documents, tokens=manifest.train.tokens + manifest.val.tokens, manifest=manifest
+    )
 
 
-def _write_manifest(folder: Path, data: DataSection, source: Source, tokenizer: Tokenizer,
-                    splits: dict[str, SplitInfo]) -> Manifest:
+def _write_manifest(
+    folder: Path, data: DataSection, source: Source, tokenizer: Tokenizer, splits: dict[str, SplitInfo]
+) -> Manifest:
     path = folder / TOKENIZER_FILE
     tokenizer.save(path)
     with path.open("rb+") as file:
         sync(file)
     both = [source, source.validation] if source.validation else [source]
     manifest = Manifest(
-        dtype=tokenizer.dtype.name, vocab_size=tokenizer.vocab_size, end_of_text=tokenizer.end_of_text,
+        dtype=tokenizer.dtype.name,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text=tokenizer.end_of_text,
         tokenizer=TokenizerInfo(tokenizer.kind, tokenizer.fingerprint, file_sha256(path)),
-        source=SourceInfo(source.requested, source.used, source.fallback_reason, sum(s.skipped for s in both),
-                          next((s.first_skipped for s in both if s.first_skipped), None), sum(s.blank for s in both)),
-        **splits, created_by=f"mosaic {__version__}",
-        settings=data.model_dump(mode="json", exclude={"dir", "if_unreachable"}))
+        source=SourceInfo(
+            source.requested,
+            source.used,
+            source.fallback_reason,
+            sum(s.skipped for s in both),
+            next((s.first_skipped for s in both if s.first_skipped), None),
+            sum(s.blank for s in both),
+        ),
+        **splits,
+        created_by=f"mosaic {__version__}",
+        settings=data.model_dump(mode="json", exclude={"dir", "if_unreachable"}),
+    )
     manifest.save(folder)
     return manifest
 
@@ -177,7 +191,7 @@ class _Sample:
             rank = self._offered * 2_654_435_769 & 0xFFFF_FFFF
             self._offered += 1
             if rank < self._limit:
-                self._kept.append((rank, offset + start, text[start:start + SEGMENT_CHARS]))
+                self._kept.append((rank, offset + start, text[start : start + SEGMENT_CHARS]))
                 self._size += _memory(self._kept[-1])
         while self._size > SAMPLE_BYTES:
             self._limit //= 2
@@ -193,7 +207,7 @@ class _Sample:
         size = 0
         for _, offset, text in sorted(self._kept):
             if cut is not None:
-                text = text[:max(cut - offset, 0)]
+                text = text[: max(cut - offset, 0)]
             new = set(text.split()) - words
             words |= new
             size += sum(len(word.encode()) for word in new)
@@ -251,8 +265,9 @@ def _joined(source: Source) -> Iterator[tuple[str | None, Piece]]:
     """The source, then its validation source: pieces with the split that this decides, or None."""
     if source.validation is None:
         return ((None, piece) for piece in source.pieces())
-    return chain((("train", piece) for piece in source.pieces()),
-                 (("val", piece) for piece in source.validation.pieces()))
+    return chain(
+        (("train", piece) for piece in source.pieces()), (("val", piece) for piece in source.validation.pieces())
+    )
 
 
 def _by_document(pieces: Iterable[tuple[str | None, Piece]], fraction: Fraction) -> Iterator[_Part]:
@@ -280,8 +295,9 @@ class _Segment(NamedTuple):
     ends_stretch: bool  # nothing more of this document in this split
 
 
-def _encode(folder: Path, source: Source, scan: _Scan,
-            tokenizer: Tokenizer) -> Generator[PrepareProgress, None, dict[str, SplitInfo]]:
+def _encode(
+    folder: Path, source: Source, scan: _Scan, tokenizer: Tokenizer
+) -> Generator[PrepareProgress, None, dict[str, SplitInfo]]:
     writers = {split: ShardWriter(folder, split, tokenizer.dtype) for split in SPLITS}
     totals = {split: SplitInfo(0, 0, 0, 0, []) for split in SPLITS}
     documents = 0
@@ -292,13 +308,20 @@ def _encode(folder: Path, source: Source, scan: _Scan,
             _write(writer, chosen, tokenizer.end_of_text)
             totals[split] = _add(totals[split], [segment for segment, _ in chosen])
         documents += sum(segment.ends_document for segment in segments)
-        yield PrepareProgress("encode", _done(source), _total(source), source.unit, documents,
-                              sum(writer.tokens for writer in writers.values()))
+        yield PrepareProgress(
+            "encode",
+            _done(source),
+            _total(source),
+            source.unit,
+            documents,
+            sum(writer.tokens for writer in writers.values()),
+        )
     found = documents, sum(total.characters for total in totals.values())
     if found != (scan.documents, scan.characters):
         raise DataError("the text changed while it was being read", where=source.used, hint="Run the command again.")
-    return {split: replace(totals[split], tokens=writers[split].tokens, files=writers[split].finish())
-            for split in SPLITS}
+    return {
+        split: replace(totals[split], tokens=writers[split].tokens, files=writers[split].finish()) for split in SPLITS
+    }
 
 
 def _write(writer: ShardWriter, chosen: list[tuple[_Segment, np.ndarray]], end_of_text: int) -> None:
@@ -309,9 +332,12 @@ def _write(writer: ShardWriter, chosen: list[tuple[_Segment, np.ndarray]], end_o
 
 
 def _add(total: SplitInfo, segments: list[_Segment]) -> SplitInfo:
-    return replace(total, documents=total.documents + sum(segment.ends_stretch for segment in segments),
-                   characters=total.characters + sum(len(segment.text) for segment in segments),
-                   bytes=total.bytes + sum(len(segment.text.encode()) for segment in segments))
+    return replace(
+        total,
+        documents=total.documents + sum(segment.ends_stretch for segment in segments),
+        characters=total.characters + sum(len(segment.text) for segment in segments),
+        bytes=total.bytes + sum(len(segment.text.encode()) for segment in segments),
+    )
 
 
 def _segments(parts: Iterable[_Part], tokenizer: Tokenizer) -> Iterator[_Segment]:
@@ -354,8 +380,9 @@ def _batches(segments: Iterable[_Segment]) -> Iterator[list[_Segment]]:
         yield batch
 
 
-def _encoded(batches: Iterable[list[_Segment]],
-             tokenizer: Tokenizer) -> Iterator[tuple[list[_Segment], list[np.ndarray]]]:
+def _encoded(
+    batches: Iterable[list[_Segment]], tokenizer: Tokenizer
+) -> Iterator[tuple[list[_Segment], list[np.ndarray]]]:
     """Each batch with its tokens, in order. Encoding lets go of the interpreter, so reading and writing go on."""
     waiting: deque = deque()
     with ThreadPoolExecutor(BATCHES_AHEAD) as pool:
@@ -405,8 +432,11 @@ def _lock(partial: Path, out: Path) -> IO:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.close()
-                raise DataError(f"another mosaic prepare is writing {out}", where=partial,
-                                hint="Wait until it is done, or write elsewhere with --out.") from error
+                raise DataError(
+                    f"another mosaic prepare is writing {out}",
+                    where=partial,
+                    hint="Wait until it is done, or write elsewhere with --out.",
+                ) from error
             if os.path.samestat(os.fstat(file.fileno()), (partial / LOCK_FILE).stat()):
                 return file
             file.close()
@@ -418,8 +448,9 @@ def _check_replaceable(out: Path, force: bool) -> None:
     if not force:
         raise UsageError(f"{out} is there already", where=out, hint="Replace it with --force, or choose another --out.")
     if not _is_prepared(out):
-        raise UsageError(f"{out} holds other things than prepared data and is not replaced", where=out,
-                         hint="Choose another --out.")
+        raise UsageError(
+            f"{out} holds other things than prepared data and is not replaced", where=out, hint="Choose another --out."
+        )
 
 
 def _is_prepared(folder: Path) -> bool:

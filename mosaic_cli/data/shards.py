@@ -96,8 +96,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write manifest.json and wait until it is on disk."""
-        text = json.dumps({"format": "mosaic.data", "format_version": FORMAT_VERSION, **asdict(self)}, indent=2,
-                          ensure_ascii=False)
+        text = json.dumps(
+            {"format": "mosaic.data", "format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False
+        )
         with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as file:
             file.write(text + "\n")
             sync(file)
@@ -114,8 +115,11 @@ class Manifest:
         values = _read_json(path)
         version = values.pop("format_version", None)
         if isinstance(version, int) and version > FORMAT_VERSION:
-            raise DataError(f"the data has format version {version}; this mosaic reads up to {FORMAT_VERSION}",
-                            where=path, hint="Update mosaic, or prepare the data again with this one.")
+            raise DataError(
+                f"the data has format version {version}; this mosaic reads up to {FORMAT_VERSION}",
+                where=path,
+                hint="Update mosaic, or prepare the data again with this one.",
+            )
         if version != FORMAT_VERSION or values.pop("format", None) != "mosaic.data":
             raise _damaged("not a manifest of token shards", path)
         try:
@@ -144,7 +148,7 @@ class ShardWriter:
         while len(tokens):
             if self._file is None:
                 self._open()
-            now, tokens = tokens[:self.shard_tokens - self._in_file], tokens[self.shard_tokens - self._in_file:]
+            now, tokens = tokens[: self.shard_tokens - self._in_file], tokens[self.shard_tokens - self._in_file :]
             data = memoryview(np.ascontiguousarray(now, dtype=self.dtype)).cast("B")
             self._file.write(data)
             self._hash.update(data)
@@ -199,9 +203,9 @@ class TokenShards:
         for tokens, at in zip(self._maps[first:], self._starts[first:], strict=False):
             if at >= stop:
                 break
-            part = tokens[max(start - at, 0):stop - at]
+            part = tokens[max(start - at, 0) : stop - at]
             offset = max(at - start, 0)
-            out[offset:offset + len(part)] = part
+            out[offset : offset + len(part)] = part
         return out
 
 
@@ -303,13 +307,17 @@ def file_sha256(path: Path) -> str:
 
 def _read_json(path: Path) -> dict:
     if not path.parent.is_dir():
-        raise UsageError(f"no such folder: {path.parent}", where=path.parent,
-                         hint=f"Prepare the data: mosaic prepare RECIPE --out {path.parent}")
+        raise UsageError(
+            f"no such folder: {path.parent}",
+            where=path.parent,
+            hint=f"Prepare the data: mosaic prepare RECIPE --out {path.parent}",
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"no prepared data: {MANIFEST_FILE} is missing", where=path.parent,
-                        hint=_again(path.parent)) from error
+        raise DataError(
+            f"no prepared data: {MANIFEST_FILE} is missing", where=path.parent, hint=_again(path.parent)
+        ) from error
     except (OSError, ValueError) as error:
         raise _damaged(f"damaged manifest: {error}", path) from error
     if not isinstance(values, dict):

@@ -34,9 +34,14 @@ ZSTD_READ_BYTES = 4096  # zstd can blow one input byte up to 32 kB, so this boun
 HUB_SECONDS = 5.0  # patience of one request; the libraries' own retries take 23 s to say that there is no network
 RECORD_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 _HELD_CHARS = 20  # more than the longest separator (17), which the end of a block may cut in two
-_MAGIC = {b"\x1f\x8b": "gzip data: name it .gz", b"\x28\xb5\x2f\xfd": "zstd data: name it .zst",
-          b"PAR1": "parquet: name it .parquet", b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
-          b"\xfe\xff": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8", b"PK": "a zip archive: unpack it first"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip data: name it .gz",
+    b"\x28\xb5\x2f\xfd": "zstd data: name it .zst",
+    b"PAR1": "parquet: name it .parquet",
+    b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+    b"PK": "a zip archive: unpack it first",
+}
 
 
 class Piece(NamedTuple):
@@ -116,12 +121,16 @@ class Source:
         if not isinstance(record, dict):
             return self._bad(f"the record is a {type(record).__name__}, not an object with fields", where)
         if name not in record:
-            return self._bad(f"the record has no field {name!r}, only {_listed(record)}", where,
-                             "Name the field that holds the text: --text-field NAME")
+            return self._bad(
+                f"the record has no field {name!r}, only {_listed(record)}",
+                where,
+                "Name the field that holds the text: --text-field NAME",
+            )
         text = record[name]
         if not isinstance(text, str):
-            return self._bad(f"the field {name!r} holds {'nothing' if text is None else type(text).__name__}, not text",
-                             where)
+            return self._bad(
+                f"the field {name!r} holds {'nothing' if text is None else type(text).__name__}, not text", where
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -327,9 +336,11 @@ def _hub_problem(name: str, kind: str) -> str | Exception | None:
         HfApi().repo_info(name, repo_type=kind, timeout=HUB_SECONDS)
     except RepositoryNotFoundError as error:  # gated ones too: 401 or 403 instead of 404
         what = "data set" if kind == "dataset" else kind
-        return DataError(f"the hub answers, but there is no {what} {name!r}, or it is not open to you: "
-                         f"{_first_line(error)}", where=f"hub: {name}",
-                         hint="Check the name on https://huggingface.co; for a private one log in: hf auth login")
+        return DataError(
+            f"the hub answers, but there is no {what} {name!r}, or it is not open to you: {_first_line(error)}",
+            where=f"hub: {name}",
+            hint="Check the name on https://huggingface.co; for a private one log in: hf auth login",
+        )
     except HFValidationError as error:
         return UsageError(f"{name!r} is no name on the hub: {_first_line(error)}", hint="Names look like owner/name.")
     except OfflineModeIsEnabled:
@@ -392,9 +403,11 @@ def _load_error(error: Exception, where: str, offline_reason: str | None) -> Dat
 
 def _unreachable(reason: str, where: str) -> HubUnreachable:
     return HubUnreachable(
-        reason, where=where,
+        reason,
+        where=where,
         hint="Train on local files (--set data.source=files --set data.files=[FILE]) or on the built-in stories "
-             "(--set data.if_unreachable=builtin).")
+        "(--set data.if_unreachable=builtin).",
+    )
 
 
 @contextmanager
@@ -415,8 +428,13 @@ def _is_network_failure(error: BaseException | None) -> bool:
     """Whether a network library stands anywhere in the chain of causes; which one differs between hub versions."""
     while error is not None:
         roots = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-        if isinstance(error, ConnectionError | TimeoutError) or roots & {"httpx", "httpx2", "requests", "urllib3",
-                                                                         "aiohttp"}:
+        if isinstance(error, ConnectionError | TimeoutError) or roots & {
+            "httpx",
+            "httpx2",
+            "requests",
+            "urllib3",
+            "aiohttp",
+        }:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -437,7 +455,7 @@ class _Splitter:
         for before, after in _separators(text):
             if after >= len(text) - 1 and not ends_record:
                 break  # its own line break may still be to come
-            yield from self._emit(text[start:max(start, before)], True)
+            yield from self._emit(text[start : max(start, before)], True)
             start, self._separated = after, True
         text = text[start:]
         if ends_record:
@@ -588,8 +606,11 @@ def _find(name: str, spool: Path) -> list[tuple[Path, str]]:
             raise DataError("the folder holds no files", where=name)
         return [(file, str(file)) for file in sorted(visible)]
     if not path.exists():
-        raise UsageError(f"no such file or folder: {name}", where=name,
-                         hint=f"Relative names count from beside the recipe and from {Path.cwd()}.")
+        raise UsageError(
+            f"no such file or folder: {name}",
+            where=name,
+            hint=f"Relative names count from beside the recipe and from {Path.cwd()}.",
+        )
     if stat.S_ISFIFO(path.stat().st_mode):
         with path.open("rb") as pipe:
             return [(_spooled(pipe, spool), name)]
@@ -608,8 +629,11 @@ def _spooled(stream: BinaryIO, spool: Path) -> Path:
 
 def _check_column(names: list[str], field: str, where: str) -> None:
     if field not in names:
-        raise DataError(f"there is no field {field!r}, only {_listed(names)}", where=where,
-                        hint="Name the field that holds the text: --text-field NAME")
+        raise DataError(
+            f"there is no field {field!r}, only {_listed(names)}",
+            where=where,
+            hint="Name the field that holds the text: --text-field NAME",
+        )
 
 
 def _hub_name(data: DataSection, split: str) -> str:

@@ -59,8 +59,12 @@ class Tokenizer:
         """A byte-level BPE of at most `vocab_size` entries: a small text has fewer pairs worth merging."""
         inner = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=MIN_PAIR_COUNT, show_progress=False, special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+            vocab_size=vocab_size,
+            min_frequency=MIN_PAIR_COUNT,
+            show_progress=False,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
         inner.train_from_iterator(texts, trainer)
         return cls(inner)
 
@@ -96,9 +100,12 @@ class Tokenizer:
             ask_hub(GPT2_REPOSITORY, "model")
             return cls.load(hf_hub_download(GPT2_REPOSITORY, FILE_NAME))
         except (HubUnreachable, OSError) as error:
-            raise DataError(f"GPT-2's tokenizer cannot be fetched: {error}", where="data.tokenizer = gpt2",
-                            hint="Name a folder that holds encoder.json and vocab.bpe, or a tokenizer.json: "
-                                 "--set data.tokenizer=PATH") from error
+            raise DataError(
+                f"GPT-2's tokenizer cannot be fetched: {error}",
+                where="data.tokenizer = gpt2",
+                hint="Name a folder that holds encoder.json and vocab.bpe, or a tokenizer.json: "
+                "--set data.tokenizer=PATH",
+            ) from error
 
     @classmethod
     def from_path(cls, path: str | Path) -> "Tokenizer":
@@ -119,8 +126,11 @@ class Tokenizer:
             if (path / vocabulary).is_file() and (path / merges).is_file():
                 return cls(_with_end(_read_gpt2(path / vocabulary, path / merges)))
         known = f"neither {FILE_NAME} nor GPT-2's {GPT2_FILES[0][0]} and {GPT2_FILES[0][1]} are in the folder"
-        raise UsageError(f"no tokenizer here: {known if path.is_dir() else 'no such file or folder'}", where=path,
-                         hint="Tokenizers by name: bpe, byte, char, gpt2.")
+        raise UsageError(
+            f"no tokenizer here: {known if path.is_dir() else 'no such file or folder'}",
+            where=path,
+            hint="Tokenizers by name: bpe, byte, char, gpt2.",
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -186,8 +196,14 @@ class Tokenizer:
         model = self._settings["model"]
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
         added = [[token["id"], token["content"]] for token in self._settings["added_tokens"]]
-        canonical = [model["type"], model["vocab"], merges, added, self._settings["normalizer"],
-                     self._settings["pre_tokenizer"]]
+        canonical = [
+            model["type"],
+            model["vocab"],
+            merges,
+            added,
+            self._settings["normalizer"],
+            self._settings["pre_tokenizer"],
+        ]
         return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def cut(self, text: str, start: int, target: int, stop: int) -> int | None:
@@ -205,16 +221,18 @@ class Tokenizer:
         return next((place for place in places if self._same_when_cut(text, place)), target)
 
     def _same_when_cut(self, text: str, place: int) -> bool:
-        before, after = text[max(0, place - WINDOW_CHARS):place], text[place:place + WINDOW_CHARS]
+        before, after = text[max(0, place - WINDOW_CHARS) : place], text[place : place + WINDOW_CHARS]
         return self.encode(before) + self.encode(after) == self.encode(before + after)
 
     def _check_alphabet(self, text: str) -> None:
         if self._alphabet is not None and (unknown := set(text) - self._alphabet):
             character = min(unknown, key=text.index)
-            raise DataError(f"the character {character!r} (U+{ord(character):04X}) is not one of the "
-                            f"{self.vocab_size - 1} that this tokenizer knows",
-                            where=f"character {text.index(character):,} of the text",
-                            hint="Use only characters of the training text, or prepare it with --tokenizer bpe.")
+            raise DataError(
+                f"the character {character!r} (U+{ord(character):04X}) is not one of the "
+                f"{self.vocab_size - 1} that this tokenizer knows",
+                where=f"character {text.index(character):,} of the text",
+                hint="Use only characters of the training text, or prepare it with --tokenizer bpe.",
+            )
 
     def _find_kind(self) -> str:
         model = self._settings["model"]
@@ -247,7 +265,7 @@ class TextStream:
 
     def finish(self) -> str:
         """What is still held back: the bytes of an unfinished character, as U+FFFD."""
-        return self._tokenizer.decode(self._ids)[self._given:]
+        return self._tokenizer.decode(self._ids)[self._given :]
 
 
 def make_tokenizer(name: str) -> Tokenizer:
@@ -280,8 +298,11 @@ def _read(path: Path) -> tokenizers.Tokenizer:
     except OSError as error:
         raise DataError(f"cannot read the tokenizer: {error.strerror}", where=path) from error
     except Exception as error:  # the library raises plain Exceptions
-        raise DataError(f"not a tokenizer.json, or a damaged one: {error}", where=path,
-                        hint="Prepare the data again: mosaic prepare ... --force") from error
+        raise DataError(
+            f"not a tokenizer.json, or a damaged one: {error}",
+            where=path,
+            hint="Prepare the data again: mosaic prepare ... --force",
+        ) from error
 
 
 def _read_gpt2(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:

@@ -73,7 +73,8 @@ def save_checkpoint(
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
-            f"the checkpoint of step {state.step} could not be saved: {error}", where=final,
+            f"the checkpoint of step {state.step} could not be saved: {error}",
+            where=final,
             hint="Earlier checkpoints are intact. Free some disk space, then train with --resume.",
         ) from error
     return final
@@ -101,8 +102,10 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-_ANOTHER = ("Use another checkpoint of the run: --ckpt RUN@STEP; or write its folder's name into checkpoints/latest "
-            "and train with --resume.")
+_ANOTHER = (
+    "Use another checkpoint of the run: --ckpt RUN@STEP; or write its folder's name into checkpoints/latest "
+    "and train with --resume."
+)
 
 
 def _damaged(name: str, path: Path) -> CheckpointError:

@@ -1,6 +1,6 @@
 """A run's folder: what it holds, and how a command finds one by name.
 
-    recipe.yaml  run.json  metrics.jsonl  tokenizer.json  checkpoints/{step-XXXXXXXX/, latest, best}
+recipe.yaml  run.json  metrics.jsonl  tokenizer.json  checkpoints/{step-XXXXXXXX/, latest, best}
 """
 
 import difflib
@@ -74,8 +74,11 @@ class Run:
             lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
             return [json.loads(line) for line in lines[:-1] if line]
         except ValueError as error:
-            raise CheckpointError(f"metrics.jsonl is damaged: {error}", where=self.metrics_path,
-                                  hint="Delete the damaged lines; only the record of past steps is lost.") from error
+            raise CheckpointError(
+                f"metrics.jsonl is damaged: {error}",
+                where=self.metrics_path,
+                hint="Delete the damaged lines; only the record of past steps is lost.",
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`, which a resumed run will do again."""
@@ -113,25 +116,33 @@ def create_run(name: str, recipe: Recipe, root: Path = RUNS, **info: Any) -> Run
     refuse_existing(run)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(run.recipe_path, recipe.to_yaml())
-    write_atomically(run.path / "run.json", dump_json({
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "status": "running",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git_commit": _git_commit(),
-        "versions": _versions(),
-        "seed": recipe.train.seed,
-        **info,
-    }))
+    write_atomically(
+        run.path / "run.json",
+        dump_json(
+            {
+                "format_version": FORMAT_VERSION,
+                "name": name,
+                "status": "running",
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "git_commit": _git_commit(),
+                "versions": _versions(),
+                "seed": recipe.train.seed,
+                **info,
+            }
+        ),
+    )
     return run
 
 
 def refuse_existing(run: Run) -> None:
     """Raises UsageError when a run was begun in this folder: nothing is overwritten or resumed unasked."""
     if run.exists():
-        raise UsageError(f"the run {run.name!r} exists", where=run.path,
-                         hint=f"Go on with it: --run {run.name} --resume. Or begin another: --run OTHER-NAME.")
+        raise UsageError(
+            f"the run {run.name!r} exists",
+            where=run.path,
+            hint=f"Go on with it: --run {run.name} --resume. Or begin another: --run OTHER-NAME.",
+        )
 
 
 def locate_run(name: str, root: Path = RUNS) -> Run:
@@ -141,8 +152,11 @@ def locate_run(name: str, root: Path = RUNS) -> Run:
         UsageError: the name holds a path or odd characters.
     """
     if not RUN_NAME.fullmatch(name):
-        raise UsageError(f"run name {name!r} is not a plain name", where="--run",
-                         hint="Use letters, digits, dots, dashes and underscores; runs live in runs/.")
+        raise UsageError(
+            f"run name {name!r} is not a plain name",
+            where="--run",
+            hint="Use letters, digits, dots, dashes and underscores; runs live in runs/.",
+        )
     return Run(root / name)
 
 
@@ -164,8 +178,11 @@ def find_checkpoint(spec: str, root: Path = RUNS) -> tuple[Run | None, Path]:
         return (run if run.exists() else None), path
     run = Run(path) if (path / "run.json").is_file() else Run(root / name)
     if not run.exists() and path.is_file():
-        raise UsageError(f"{name} is a file, neither a run nor a checkpoint folder", where="--ckpt",
-                         hint=f"Pickled weights (.pt, .pkl) are never read. {_similar_runs(name, root)}")
+        raise UsageError(
+            f"{name} is a file, neither a run nor a checkpoint folder",
+            where="--ckpt",
+            hint=f"Pickled weights (.pt, .pkl) are never read. {_similar_runs(name, root)}",
+        )
     if not run.exists():
         raise UsageError(f"no run {name!r}", where=run.path, hint=_similar_runs(name, root))
     return run, _checkpoint_of(run, which)
@@ -185,8 +202,11 @@ def _checkpoint_of(run: Run, which: str) -> Path:
         raise UsageError(f"@{which} is not @best, @latest or @STEP", where=run.path)
     if checkpoint is None or not checkpoint.is_dir():
         there = ", ".join(str(int(p.name[5:])) for p in sorted(run.checkpoints.glob("step-*"))) or "none"
-        raise UsageError(f"the run {run.name!r} has no checkpoint {which or 'yet'}", where=run.checkpoints,
-                         hint=f"Steps saved: {there}.")
+        raise UsageError(
+            f"the run {run.name!r} has no checkpoint {which or 'yet'}",
+            where=run.checkpoints,
+            hint=f"Steps saved: {there}.",
+        )
     return checkpoint
 
 

@@ -17,8 +17,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{path.name} could not be written: {error.strerror}", where=path,
-                              hint="Free some disk space, then train with --resume.") from error
+        raise CheckpointError(
+            f"{path.name} could not be written: {error.strerror}",
+            where=path,
+            hint="Free some disk space, then train with --resume.",
+        ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

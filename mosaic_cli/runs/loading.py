@@ -32,11 +32,17 @@ def load_trained(spec: str, placement: Placement) -> TrainedModel:
     """
     run, checkpoint = find_checkpoint(spec)
     if run is None:
-        raise CheckpointError("the checkpoint lies outside of a run, so its tokenizer is not known", where=checkpoint,
-                              hint="Keep it at RUN/checkpoints/step-XXXXXXXX beside RUN/tokenizer.json.")
+        raise CheckpointError(
+            "the checkpoint lies outside of a run, so its tokenizer is not known",
+            where=checkpoint,
+            hint="Keep it at RUN/checkpoints/step-XXXXXXXX beside RUN/tokenizer.json.",
+        )
     model, config = load_model(checkpoint, placement.device)
     tokenizer = Tokenizer.load(run.tokenizer_path)
     if tokenizer.fingerprint != config["tokenizer"]:
-        raise CheckpointError("the run's tokenizer.json is not the one its checkpoint was trained with",
-                              where=run.tokenizer_path, hint="Put the run's own tokenizer.json back.")
+        raise CheckpointError(
+            "the run's tokenizer.json is not the one its checkpoint was trained with",
+            where=run.tokenizer_path,
+            hint="Put the run's own tokenizer.json back.",
+        )
     return TrainedModel(spec, run, checkpoint, model, tokenizer)

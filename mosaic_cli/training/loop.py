@@ -108,8 +108,16 @@ class Trainer:
             validation, is_best = self._validate()
             saved = is_best or stopping or self._due(self.train.save_interval)
             report = StepReport(
-                self.state.step, loss, rate, norm, self.state.tokens, seconds,
-                validation, is_best, self._sample() if validation else None, saved,
+                self.state.step,
+                loss,
+                rate,
+                norm,
+                self.state.tokens,
+                seconds,
+                validation,
+                is_best,
+                self._sample() if validation else None,
+                saved,
             )
             self._log(report)
             if saved:
@@ -121,8 +129,7 @@ class Trainer:
     def save(self, is_best: bool = False) -> None:
         """Write a checkpoint of the present state and point `latest` (and `best`) to it."""
         self.state.data = self.batches.state_dict()
-        path = save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state,
-                               self.tokenizer.fingerprint)
+        path = save_checkpoint(self.run.checkpoints, self.model, self.optimizer, self.state, self.tokenizer.fingerprint)
         self.run.point("latest", path)
         if is_best:
             self.run.point("best", path)
@@ -136,8 +143,9 @@ class Trainer:
         try:
             norm = update(self.model, self.optimizer, self.train, rate, loss)
         except NonFiniteError as error:
-            raise NonFiniteError(f"step {self.state.step + 1}: {error.message}", where=error.where,
-                                 hint=error.hint) from error
+            raise NonFiniteError(
+                f"step {self.state.step + 1}: {error.message}", where=error.where, hint=error.hint
+            ) from error
         self.state.step += 1
         self.state.tokens += self.train.batch_size * self.model.config.context_length
         return loss, rate, norm, time.perf_counter() - started
@@ -147,7 +155,10 @@ class Trainer:
         if not (at_end or self._due(self.train.eval_interval)):
             return None, False
         *_, result = evaluate_language(
-            self.model, self.tokens["val"], self.placement, num_bytes=self.num_val_bytes,
+            self.model,
+            self.tokens["val"],
+            self.placement,
+            num_bytes=self.num_val_bytes,
             max_tokens=None if at_end else self.train.eval_tokens,
         )
         check_finite(f"step {self.state.step}: validation loss {{:g}}", result.loss)
@@ -163,8 +174,9 @@ class Trainer:
         prompt = self.train.sample_prompt
         if prompt is None:
             return None
-        writer = Writer(self.model, self.tokenizer, prompt, self.placement, max_new_tokens=self.sample_tokens,
-                        seed=self.train.seed)
+        writer = Writer(
+            self.model, self.tokenizer, prompt, self.placement, max_new_tokens=self.sample_tokens, seed=self.train.seed
+        )
         return prompt + "".join(piece for (piece,) in writer)
 
     def _sample_room(self) -> int:
@@ -178,8 +190,12 @@ class Trainer:
             return self.train.sample_tokens
         room = self.model.config.context_length - prompt_tokens + 1
         if room < 1:
-            raise UsageError(f"the sample prompt has {prompt_tokens} tokens, more than the transformer's context of "
-                             f"{self.model.config.context_length}", where=where, hint="Shorten it.")
+            raise UsageError(
+                f"the sample prompt has {prompt_tokens} tokens, more than the transformer's context of "
+                f"{self.model.config.context_length}",
+                where=where,
+                hint="Shorten it.",
+            )
         return min(self.train.sample_tokens, room)
 
     def _due(self, interval: int) -> bool:
@@ -189,8 +205,12 @@ class Trainer:
         if report.validation is None and not report.saved and not self._due(self.train.log_interval):
             return
         line = {
-            "step": report.step, "tokens": report.tokens, "train_loss": report.loss,
-            "learning_rate": report.learning_rate, "grad_norm": report.grad_norm, "step_seconds": report.seconds,
+            "step": report.step,
+            "tokens": report.tokens,
+            "train_loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "step_seconds": report.seconds,
         }
         if report.validation is not None:
             line |= {"val_loss": report.validation.loss, "val_tokens": report.validation.tokens}

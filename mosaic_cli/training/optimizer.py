@@ -45,7 +45,8 @@ def check_finite(message: str, *figures: float) -> None:
     """Raises NonFiniteError, with the figures put into the message, unless all of them are finite."""
     if not all(map(math.isfinite, figures)):
         raise NonFiniteError(
-            message.format(*figures), where="training",
+            message.format(*figures),
+            where="training",
             hint="Checkpoints saved before are intact. Begin another run with a lower train.learning_rate, or with "
             "train.dtype=float32: mosaic train RECIPE --run OTHER --set train.learning_rate=VALUE",
         )

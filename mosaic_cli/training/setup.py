@@ -17,9 +17,19 @@ from mosaic_cli.runs.files import write_atomically
 from mosaic_cli.training.loop import Trainer
 
 MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
-    "train.max_steps", "train.eval_interval", "train.eval_tokens", "train.save_interval", "train.keep_checkpoints",
-    "train.log_interval", "train.sample_prompt", "train.sample_tokens", "train.device", "train.compile",
-    "data.dir", "data.files", "data.if_unreachable",
+    "train.max_steps",
+    "train.eval_interval",
+    "train.eval_tokens",
+    "train.save_interval",
+    "train.keep_checkpoints",
+    "train.log_interval",
+    "train.sample_prompt",
+    "train.sample_tokens",
+    "train.device",
+    "train.compile",
+    "data.dir",
+    "data.files",
+    "data.if_unreachable",
 }
 
 
@@ -41,13 +51,22 @@ def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
     manifest = data.manifest
     trainer = _trainer(locate_run(run_name), recipe, data, placement)
     trainer.run.path.mkdir(parents=True, exist_ok=True)
-    data.tokenizer.save(trainer.run.tokenizer_path)  # before run.json, which makes it a run: a kill leaves no half of one
+    data.tokenizer.save(
+        trainer.run.tokenizer_path
+    )  # before run.json, which makes it a run: a kill leaves no half of one
     create_run(
-        run_name, recipe,
-        device=str(placement.device), dtype=str(placement.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(), kind=recipe.model.kind, parameters=count_parameters(trainer.model),
-        data_dir=str(recipe.data_dir), data_fingerprint=manifest.fingerprint, data_source=manifest.source.used,
-        fallback_reason=manifest.source.fallback_reason, seconds=0.0,
+        run_name,
+        recipe,
+        device=str(placement.device),
+        dtype=str(placement.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        kind=recipe.model.kind,
+        parameters=count_parameters(trainer.model),
+        data_dir=str(recipe.data_dir),
+        data_fingerprint=manifest.fingerprint,
+        data_source=manifest.source.used,
+        fallback_reason=manifest.source.fallback_reason,
+        seconds=0.0,
     )
     return trainer
 
@@ -67,17 +86,24 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
     recipe = begun_with if asked is None else _changed(begun_with, asked, run)
     data = _open_data(recipe.data_dir)
     if data.manifest.fingerprint != run.info()["data_fingerprint"]:
-        raise UsageError("the prepared data is not what the run was trained on", where=recipe.data_dir,
-                         hint="Prepare it again as the run's recipe says, or begin a new run.")
+        raise UsageError(
+            "the prepared data is not what the run was trained on",
+            where=recipe.data_dir,
+            hint="Prepare it again as the run's recipe says, or begin a new run.",
+        )
     trainer = _trainer(run, recipe, data, placement)
     step = trainer.resume()
     if step > recipe.train.max_steps:
-        raise UsageError(f"the run is at step {step} already, beyond train.max_steps {recipe.train.max_steps}",
-                         where=run.path, hint=f"Train on with --steps above {step}, or use it as it is.")
+        raise UsageError(
+            f"the run is at step {step} already, beyond train.max_steps {recipe.train.max_steps}",
+            where=run.path,
+            hint=f"Train on with --steps above {step}, or use it as it is.",
+        )
     if recipe != begun_with:
         write_atomically(run.recipe_path, recipe.to_yaml())
-    run.update_info(status="running", error=None, data_dir=str(recipe.data_dir),
-                    resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    run.update_info(
+        status="running", error=None, data_dir=str(recipe.data_dir), resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    )
     return trainer
 
 
@@ -85,8 +111,11 @@ def data_differences(recipe: Recipe) -> list[str]:
     """How prepared data differs from what the recipe says it should be made of: a line a key, none where it agrees."""
     asked = recipe.data.model_dump(mode="json")
     made_with = Manifest.load(recipe.data_dir).settings
-    return [f"{key} was {made_with[key]!r}, the recipe says {asked[key]!r}" for key in made_with
-            if asked.get(key) != made_with[key]]
+    return [
+        f"{key} was {made_with[key]!r}, the recipe says {asked[key]!r}"
+        for key in made_with
+        if asked.get(key) != made_with[key]
+    ]
 
 
 class _Data(NamedTuple):
@@ -102,8 +131,9 @@ def _open_data(folder: Path) -> _Data:
 
 def _trainer(run: Run, recipe: Recipe, data: _Data, placement: Placement) -> Trainer:
     model = new_model(recipe, data.tokenizer.vocab_size, placement)
-    return Trainer(run, model, data.tokens, data.tokenizer, recipe.train, placement,
-                   num_val_bytes=data.manifest.val.bytes)
+    return Trainer(
+        run, model, data.tokens, data.tokenizer, recipe.train, placement, num_val_bytes=data.manifest.val.bytes
+    )
 
 
 def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:
@@ -111,9 +141,11 @@ def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:
     before, after = _flat(own), _flat(asked.recipe)
     for key, value in after.items():
         if before[key] != value and key != "name" and key not in MAY_CHANGE_ON_RESUME:
-            raise UsageError(f"{key} is {value!r}, but the run was begun with {before[key]!r}",
-                             where=f"{asked.origin(key)}: {key}",
-                             hint=f"Leave it as it was, or begin another run instead of resuming {run.name}.")
+            raise UsageError(
+                f"{key} is {value!r}, but the run was begun with {before[key]!r}",
+                where=f"{asked.origin(key)}: {key}",
+                hint=f"Leave it as it was, or begin another run instead of resuming {run.name}.",
+            )
     return asked.recipe.model_copy(update={"name": own.name})
 
 

@@ -34,8 +34,12 @@ def _empty(path):
 @pytest.mark.parametrize("damage", [_cut, _alter, _delete, _empty])
 def test_a_damaged_checkpoint_is_not_used(world, refused, mosaic, name, damage):
     damage(world / LATEST / name)
-    for arguments in (("eval", "--ckpt", "tiny"), ("generate", "--ckpt", "tiny@latest", "a"),
-                      ("eval", "--ckpt", LATEST), ("train", "--resume", "--run", "tiny", "--steps", "10")):
+    for arguments in (
+        ("eval", "--ckpt", "tiny"),
+        ("generate", "--ckpt", "tiny@latest", "a"),
+        ("eval", "--ckpt", LATEST),
+        ("train", "--resume", "--run", "tiny", "--steps", "10"),
+    ):
         error = refused(1, *arguments)
         assert name in error["message"] and LATEST in error["where"] and "RUN@STEP" in error["hint"]
     assert mosaic("eval", "--ckpt", "tiny@6").code == 0, "the way out that the hint names"
@@ -72,10 +76,15 @@ def test_a_newer_run_is_refused(world, refused):
         assert "run.json has format version 99" in error["message"] and error["hint"]
 
 
-@pytest.mark.parametrize(("model", "message"), [
-    ({"kind": "rnn"}, "'rnn'"), ({"num_layers": 2}, "Missing key"), ({"d_model": 7}, "not a multiple of num_heads"),
-    ({"depth": 3}, "depth"),
-])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"kind": "rnn"}, "'rnn'"),
+        ({"num_layers": 2}, "Missing key"),
+        ({"d_model": 7}, "not a multiple of num_heads"),
+        ({"depth": 3}, "depth"),
+    ],
+)
 def test_a_configuration_that_does_not_fit_the_weights(world, refused, model, message):
     config = json.loads((world / LATEST / "config.json").read_text())
     _rewrite("config.json", model=config["model"] | model)

@@ -21,14 +21,17 @@ def evil():
     return pickle.dumps(_Evil())
 
 
-@pytest.mark.parametrize(("content", "message", "where"), [
-    (b"", "the file is empty", "text.txt"),
-    (b" \n\n", "no document holds any text", "text.txt"),
-    (b"good line\n\x00\x01binary", "a zero byte, as in binary files", "text.txt:2"),
-    (b"good line\nbad \xff", "not UTF-8 text: byte 0xff", "text.txt:2"),
-    ("utf-16".encode("utf-16"), "not UTF-8 text", "text.txt:1"),
-    (b"abcdefgh", "the train split has 7 tokens, but one window needs 9", "train split"),
-])
+@pytest.mark.parametrize(
+    ("content", "message", "where"),
+    [
+        (b"", "the file is empty", "text.txt"),
+        (b" \n\n", "no document holds any text", "text.txt"),
+        (b"good line\n\x00\x01binary", "a zero byte, as in binary files", "text.txt:2"),
+        (b"good line\nbad \xff", "not UTF-8 text: byte 0xff", "text.txt:2"),
+        ("utf-16".encode("utf-16"), "not UTF-8 text", "text.txt:1"),
+        (b"abcdefgh", "the train split has 7 tokens, but one window needs 9", "train split"),
+    ],
+)
 def test_text_that_cannot_be_trained_on(world, refused, content, message, where):
     (world / "text.txt").write_bytes(content)
     error = refused(1, *NEW)
@@ -41,10 +44,16 @@ def test_text_that_does_not_exist(world, refused):
     assert "no such file or folder: nowhere.txt" in error["message"] and "beside the recipe" in error["hint"]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "the file is empty"), (b"\x00\x00", "a zero byte"), (b"a \xff", "byte 0xff"), (b"  \n", "no document holds"),
-    (b"the cat~", "the character '~' (U+007E) is not one of the"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"\x00\x00", "a zero byte"),
+        (b"a \xff", "byte 0xff"),
+        (b"  \n", "no document holds"),
+        (b"the cat~", "the character '~' (U+007E) is not one of the"),
+    ],
+)
 def test_text_that_cannot_be_evaluated_on(world, refused, content, message):
     (world / "other.txt").write_bytes(content)
     error = refused(1, "eval", "--ckpt", "tiny", "--on", "other.txt")
@@ -82,10 +91,14 @@ def _newer(path):
 
 
 DAMAGE = [
-    ("train-00000.bin", _cut, "bytes instead of"), ("train-00000.bin", _alter, "was altered"),
-    ("train-00000.bin", _delete, "missing"), ("val-00000.bin", _alter, "was altered"),
-    ("manifest.json", _cut, "damaged manifest"), ("manifest.json", _delete, "manifest.json is missing"),
-    ("manifest.json", _newer, "format version 99"), ("tokenizer.json", _cut, "was altered"),
+    ("train-00000.bin", _cut, "bytes instead of"),
+    ("train-00000.bin", _alter, "was altered"),
+    ("train-00000.bin", _delete, "missing"),
+    ("val-00000.bin", _alter, "was altered"),
+    ("manifest.json", _cut, "damaged manifest"),
+    ("manifest.json", _delete, "manifest.json is missing"),
+    ("manifest.json", _newer, "format version 99"),
+    ("tokenizer.json", _cut, "was altered"),
     ("tokenizer.json", _delete, "missing"),
 ]
 

@@ -30,8 +30,10 @@ def test_by_position(world, mosaic):
     assert "Loss by position in the window" in table and "4-7" in table
 
 
-@pytest.mark.parametrize("spec", ["tiny", "tiny@8", "tiny@latest", "tiny@best", "runs/tiny", "runs/tiny@8", "runs/tiny/",
-                                  LATEST, f"{LATEST}/"])
+@pytest.mark.parametrize(
+    "spec",
+    ["tiny", "tiny@8", "tiny@latest", "tiny@best", "runs/tiny", "runs/tiny@8", "runs/tiny/", LATEST, f"{LATEST}/"],
+)
 def test_a_model_may_be_named_in_many_ways(world, mosaic, spec):
     (row,) = mosaic("eval", "--ckpt", spec, "--json").json["results"]
     assert row["ckpt"] == spec and row["checkpoint"].rstrip("/") == LATEST
@@ -51,8 +53,12 @@ def test_the_best_checkpoint_is_the_default(world, mosaic):
 
 @pytest.mark.parametrize("on", ["val", "text.txt"])
 def test_the_result_does_not_depend_on_the_batch(world, mosaic, on):
-    rows = [mosaic("eval", "--ckpt", "tiny", "--on", on, "--by-position", "--batch-tokens", size, "--json")
-            .json["results"][0] for size in (1, 40, 100_000)]
+    rows = [
+        mosaic("eval", "--ckpt", "tiny", "--on", on, "--by-position", "--batch-tokens", size, "--json").json["results"][
+            0
+        ]
+        for size in (1, 40, 100_000)
+    ]
     assert rows[0]["tokens"] == rows[1]["tokens"] == rows[2]["tokens"]
     for row in rows[1:]:
         assert row["loss"] == pytest.approx(rows[0]["loss"], rel=1e-6)
@@ -64,8 +70,9 @@ def test_a_text_shorter_than_one_context(world, mosaic):
     (world / "short.txt").write_text("cat")
     (row,) = mosaic("eval", "--ckpt", "tiny", "--on", "short.txt", "--json").json["results"]
     assert row["tokens"] == 3 and row["interval"] is None and row["on"] == row["data_source"] == "short.txt"
-    assert "±" not in next(line for line in mosaic("eval", "--ckpt", "tiny", "--on", "short.txt").out.splitlines()
-                           if "nats" in line)
+    assert "±" not in next(
+        line for line in mosaic("eval", "--ckpt", "tiny", "--on", "short.txt").out.splitlines() if "nats" in line
+    )
 
 
 def test_contexts_other_than_the_training_one(world, mosaic):
@@ -73,12 +80,15 @@ def test_contexts_other_than_the_training_one(world, mosaic):
     assert [row["context"] for row in rows] == [4, 8, 32] and len({row["tokens"] for row in rows}) == 1
 
 
-@pytest.mark.parametrize(("bounds", "code", "message"), [
-    (["--max", "loss=20", "--min", "tokens=5"], 0, None),
-    (["--max", "loss=0.5"], 3, "is above 0.5"),
-    (["--min", "bits_per_byte=1e3"], 3, "is below 1000"),
-    (["--max", "perplexity=0.1", "--min", "loss=99"], 3, "; "),
-])
+@pytest.mark.parametrize(
+    ("bounds", "code", "message"),
+    [
+        (["--max", "loss=20", "--min", "tokens=5"], 0, None),
+        (["--max", "loss=0.5"], 3, "is above 0.5"),
+        (["--min", "bits_per_byte=1e3"], 3, "is below 1000"),
+        (["--max", "perplexity=0.1", "--min", "loss=99"], 3, "; "),
+    ],
+)
 def test_a_bound_that_does_not_hold_is_exit_code_3(world, mosaic, refused, bounds, code, message):
     result = mosaic("eval", "--ckpt", "tiny", *bounds)
     assert result.code == code and "perplexity" in result.out, "the table is shown in any case"

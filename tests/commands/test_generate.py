@@ -30,14 +30,20 @@ def test_several_samples(world, mosaic):
 
 
 def test_greedy_writing_knows_no_chance(world, mosaic):
-    texts = {mosaic(*TINY, "the", "--temperature", 0, "--max-new-tokens", 15, "--seed", seed, "-n", n, "--json")
-             .json["samples"][-1]["text"] for seed, n in ((1, 1), (2, 1), (3, 2))}
+    texts = {
+        mosaic(*TINY, "the", "--temperature", 0, "--max-new-tokens", 15, "--seed", seed, "-n", n, "--json").json[
+            "samples"
+        ][-1]["text"]
+        for seed, n in ((1, 1), (2, 1), (3, 2))
+    }
     assert len(texts) == 1
 
 
 def test_a_seed_decides_the_text(world, mosaic):
-    texts = [mosaic(*TINY, "the", "--max-new-tokens", 20, "--seed", seed, "--json").json["samples"][0]["text"]
-             for seed in (1, 1, 2)]
+    texts = [
+        mosaic(*TINY, "the", "--max-new-tokens", 20, "--seed", seed, "--json").json["samples"][0]["text"]
+        for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 

@@ -1,4 +1,4 @@
-"""What goes where: results on stdout, everything else on stderr, no escape codes but on a terminal, help with examples."""
+"""What goes where: results on stdout, all else on stderr, escape codes only on a terminal, help with examples."""
 
 import os
 import pty
@@ -48,19 +48,32 @@ def test_bad_records_are_counted_and_shown(world, mosaic):
 
 
 def test_elsewhere_than_on_a_terminal_there_are_no_escape_codes(world, mosaic):
-    for arguments in (("train", "tiny.yaml", "--run", "new"), ("eval", "--ckpt", "tiny"), ("-h",),
-                      ("generate", "--ckpt", "tiny", "the", "--max-new-tokens", 3), ("train", "nowhere")):
+    for arguments in (
+        ("train", "tiny.yaml", "--run", "new"),
+        ("eval", "--ckpt", "tiny"),
+        ("-h",),
+        ("generate", "--ckpt", "tiny", "the", "--max-new-tokens", 3),
+        ("train", "nowhere"),
+    ):
         result = mosaic(*arguments)
         assert "\x1b" not in result.out + result.err, arguments
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("1", False)])
 def test_a_terminal_gets_colour_unless_it_is_not_wanted(workdir, no_color, coloured):
-    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM")
+    }
     environment |= {"TERM": "xterm-256color"} | ({"NO_COLOR": no_color} if no_color else {})
     ours, theirs = pty.openpty()
-    done = subprocess.run([sys.executable, "-m", "mosaic_cli.app", "train", "nowhere"], stderr=theirs, stdout=theirs,
-                          env=environment, cwd=workdir, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mosaic_cli.app", "train", "nowhere"],
+        stderr=theirs,
+        stdout=theirs,
+        env=environment,
+        cwd=workdir,
+        check=False,
+    )
     os.close(theirs)
     said = os.read(ours, 10_000).decode()
     assert done.returncode == 2 and "no recipe 'nowhere'" in said
@@ -68,8 +81,9 @@ def test_a_terminal_gets_colour_unless_it_is_not_wanted(workdir, no_color, colou
 
 
 def test_a_reader_that_goes_away_is_no_failure(workdir):
-    help_ = subprocess.Popen([sys.executable, "-m", "mosaic_cli.app", "-h"], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, cwd=workdir)
+    help_ = subprocess.Popen(
+        [sys.executable, "-m", "mosaic_cli.app", "-h"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=workdir
+    )
     help_.stdout.close()
     _, said = help_.communicate()
     assert help_.returncode == 0 and said == b""

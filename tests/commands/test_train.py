@@ -7,8 +7,17 @@ from contextlib import contextmanager
 import pytest
 
 NEW = ("train", "tiny.yaml", "--run", "new")
-PROMISED = {"run", "steps", "tokens", "parameters", "train_loss", "val_loss", "seconds", "tokens_per_second",
-            "data_source"}
+PROMISED = {
+    "run",
+    "steps",
+    "tokens",
+    "parameters",
+    "train_loss",
+    "val_loss",
+    "seconds",
+    "tokens_per_second",
+    "data_source",
+}
 
 
 def _info(run):
@@ -52,11 +61,17 @@ def test_a_dry_run_trains_nothing(world, mosaic):
     assert "Recipe" in mosaic(*NEW, "--dry-run").out
 
 
-@pytest.mark.parametrize(("setting", "key"), [
-    ("model.d_model=16", "model.d_model"), ("train.batch_size=2", "train.batch_size"),
-    ("train.micro_batch_size=4", "train.micro_batch_size"), ("train.learning_rate=0.5", "train.learning_rate"),
-    ("train.seed=2", "train.seed"), ("data.val_fraction=0.2", "data.val_fraction"),
-])
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("model.d_model=16", "model.d_model"),
+        ("train.batch_size=2", "train.batch_size"),
+        ("train.micro_batch_size=4", "train.micro_batch_size"),
+        ("train.learning_rate=0.5", "train.learning_rate"),
+        ("train.seed=2", "train.seed"),
+        ("data.val_fraction=0.2", "data.val_fraction"),
+    ],
+)
 def test_resuming_refuses_what_would_make_another_run(world, refused, setting, key):
     before = (world / "runs" / "tiny" / "recipe.yaml").read_text()
     error = refused(2, "train", "tiny.yaml", "--resume", "--steps", "12", "--set", setting)
@@ -81,8 +96,9 @@ def test_a_run_cannot_end_before_its_step(world, refused):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(world, refused, mosaic):
-    error = refused(1, *NEW, "--set", "train.learning_rate=1e30", "--set", "train.warmup_steps=0", "--set",
-                    "train.save_interval=1")
+    error = refused(
+        1, *NEW, "--set", "train.learning_rate=1e30", "--set", "train.warmup_steps=0", "--set", "train.save_interval=1"
+    )
     assert error["message"].startswith("step ") and "loss" in error["message"] and "nan" in error["message"]
     assert "train.learning_rate" in error["hint"]
     run, step = world / "runs" / "new", int(error["message"].split(":")[0].removeprefix("step "))
@@ -97,8 +113,10 @@ def test_a_model_without_a_finite_loss_cannot_be_compared(world, refused, monkey
     assert error["message"] == "tiny is not usable: its loss is 10000" and "RUN@STEP" in error["hint"]
 
 
-@pytest.mark.parametrize(("name", "allowed"), [
-    ("latest", 2), ("best", 1), ("metrics.jsonl", 1), ("metrics.jsonl", 5), ("state.json", 2), ("run.json", 2)])
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("latest", 2), ("best", 1), ("metrics.jsonl", 1), ("metrics.jsonl", 5), ("state.json", 2), ("run.json", 2)],
+)
 def test_a_disk_that_fills_up(world, refused, mosaic, name, allowed):
     with _disk_full_after(allowed, name):
         error = refused(1, *NEW)

@@ -109,7 +109,9 @@ def test_paper_start():
         assert memory.keys.project.weight.std().item() == pytest.approx(1 / 16, rel=0.02)
         assert memory.output.weight.std().item() == pytest.approx(1 / 16 / math.sqrt(4), rel=0.02)
         decay = torch.exp(-(10 * memory.keys.leak).abs())
-        assert decay[0].item() == pytest.approx(0.6065, abs=1e-3) and decay[-1].item() == pytest.approx(0.0067, abs=1e-3)
+        assert decay[0].item() == pytest.approx(0.6065, abs=1e-3) and decay[-1].item() == pytest.approx(
+            0.0067, abs=1e-3
+        )
         assert torch.exp(2 * 10 * memory.read.bandwidth).tolist() == pytest.approx([math.e**2] * 4)
     assert block.persistent.slot_keys.std().item() == pytest.approx(1 / 8, rel=0.02)
     assert ((block.contextual.values.peek >= 0) & (block.contextual.values.peek <= 1)).all()

@@ -54,10 +54,12 @@ def test_strict_past_read_is_kernel_regression(T):
     keys = ops.normalise(_leaf(2, H, T, D))
     values, beta = _leaf(2, H, T - 1, D), torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
     keys = keys.detach().requires_grad_()
-    slow = torch.stack([
-        reference.strict_past_read(k.transpose(0, 1), v.transpose(0, 1), beta).transpose(0, 1)
-        for k, v in zip(keys, values, strict=True)
-    ])
+    slow = torch.stack(
+        [
+            reference.strict_past_read(k.transpose(0, 1), v.transpose(0, 1), beta).transpose(0, 1)
+            for k, v in zip(keys, values, strict=True)
+        ]
+    )
     assert not slow[:, :, 0].any(), "an empty memory answers zero"
     _assert_same(ops.strict_past_read(*ops.neighbours(keys), values, beta), slow[:, :, 1:], [keys, values, beta])
 
@@ -90,7 +92,8 @@ def test_slot_read_is_kernel_regression_over_slots(T):
     beta = torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
     alpha = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
     slow = alpha[:, None, None] * torch.stack(
-        [reference.slot_read(q.transpose(0, 1), keys, values, beta).transpose(0, 1) for q in queries])
+        [reference.slot_read(q.transpose(0, 1), keys, values, beta).transpose(0, 1) for q in queries]
+    )
     _assert_same(ops.slot_read(queries, keys, values, beta, alpha), slow, [queries, keys, values, beta, alpha])
 
 

@@ -74,18 +74,24 @@ def test_held_out_share_is_exact_and_evenly_spread(fraction):
 def test_splits_decode_to_their_documents(tmp_path, corpus, tokenizer, fraction):
     manifest = run(tmp_path / "out", corpus, tokenizer=tokenizer, vocab_size=400, val_fraction=fraction)
     held_out = [is_held_out(i, Fraction(str(fraction))) for i in range(50)]
-    expected = {"val": [d for d, out in zip(DOCUMENTS, held_out, strict=True) if out],
-                "train": [d for d, out in zip(DOCUMENTS, held_out, strict=True) if not out]}
+    expected = {
+        "val": [d for d, out in zip(DOCUMENTS, held_out, strict=True) if out],
+        "train": [d for d, out in zip(DOCUMENTS, held_out, strict=True) if not out],
+    }
     for split, documents in expected.items():
         assert documents_in(tmp_path / "out", split) == documents
         info = manifest.split(split)
         assert (info.documents, info.characters, info.bytes) == (
-            len(documents), sum(map(len, documents)), sum(len(d.encode()) for d in documents))
+            len(documents),
+            sum(map(len, documents)),
+            sum(len(d.encode()) for d in documents),
+        )
     assert len(expected["val"]) == math.floor(50 * Fraction(str(fraction)))
 
 
-@pytest.mark.parametrize("count, fraction, train", [(1_115_394, 0.1, 1_003_854), (1000, 0.1, 900), (10, 0.25, 7),
-                                                    (2, 0.001, 1)])
+@pytest.mark.parametrize(
+    "count, fraction, train", [(1_115_394, 0.1, 1_003_854), (1000, 0.1, 900), (10, 0.25, 7), (2, 0.001, 1)]
+)
 def test_single_document_is_cut_at_the_tail(tmp_path, count, fraction, train):
     text = ("first, second\nthird " * (count // 20 + 1))[:count]
     (tmp_path / "input.txt").write_text(text)
@@ -112,8 +118,10 @@ def test_few_documents_are_cut_at_the_tail_too(tmp_path, monkeypatch, fraction, 
     train, val = (documents_in(tmp_path / "out", split) for split in ("train", "val"))
     assert ("".join(train), "".join(val)) == (joined[:cut], joined[cut:])
     assert (manifest.train.documents, manifest.val.documents) == (len(train), len(val))
-    ends = sum(open_split(tmp_path / "out", split).read(0, manifest.split(split).tokens).tolist().count(256)
-               for split in ("train", "val"))
+    ends = sum(
+        open_split(tmp_path / "out", split).read(0, manifest.split(split).tokens).tolist().count(256)
+        for split in ("train", "val")
+    )
     assert ends == len(documents)
 
 
@@ -144,8 +152,9 @@ def test_document_without_a_gap_is_cut_all_the_same(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, value)
     lengths = []
     encode = Tokenizer.encode_batch
-    monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts: lengths.extend(map(len, texts)) or encode(
-        self, texts))
+    monkeypatch.setattr(
+        Tokenizer, "encode_batch", lambda self, texts: lengths.extend(map(len, texts)) or encode(self, texts)
+    )
     (tmp_path / "a.txt").write_text("漢字" * 500)
     run(tmp_path / "out", tmp_path / "a.txt", tokenizer="bpe")
     assert "".join(documents_in(tmp_path / "out", "train")) == "漢字" * 450
@@ -222,10 +231,14 @@ def test_fallback_is_announced_and_recorded(tmp_path, monkeypatch):
     data = DataSection(source="hub", hub="some/set", if_unreachable="builtin", num_documents=20, tokenizer="byte")
     items = list(prepare(data, tmp_path / "out"))
     assert [item.warning for item in items if item.warning] == [
-        "no network. Using builtin: stories (20 documents, seed 0) instead of hub: some/set (split train)."]
+        "no network. Using builtin: stories (20 documents, seed 0) instead of hub: some/set (split train)."
+    ]
     source = items[-1].manifest.source
     assert (source.requested, source.used, source.fallback_reason) == (
-        "hub: some/set (split train)", "builtin: stories (20 documents, seed 0)", "no network")
+        "hub: some/set (split train)",
+        "builtin: stories (20 documents, seed 0)",
+        "no network",
+    )
     assert items[-1].manifest.train.documents == 18
 
 
@@ -345,8 +358,11 @@ for number, item in enumerate(module.prepare(DataSection(**json.loads(sys.argv[1
 
 def killed_during(moment, data, out):
     """A prepare in another process, killed at a moment."""
-    child = subprocess.Popen([sys.executable, "-c", CHILD, data.model_dump_json(), str(out), moment],
-                             stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, data.model_dump_json(), str(out), moment],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
     assert child.stdout.readline() == b"stop\n"
     child.send_signal(signal.SIGKILL)
     child.communicate()

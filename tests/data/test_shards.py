@@ -30,11 +30,19 @@ def write_shards(folder, tokens, dtype="uint16", **changes):
     for split, ids in tokens.items():
         writer = ShardWriter(folder, split, np.dtype(dtype).newbyteorder("<"), shard_tokens=7)
         for start in range(0, len(ids), 5):
-            writer.write(np.array(ids[start:start + 5]))
+            writer.write(np.array(ids[start : start + 5]))
         infos[split] = SplitInfo(1, len(ids), len(ids), writer.tokens, writer.finish())
-    values = {"dtype": dtype, "vocab_size": 257, "end_of_text": 256, "source": SourceInfo("files: a", "files: a"),
-              "tokenizer": TokenizerInfo("byte", tokenizer.fingerprint, file_sha256(folder / "tokenizer.json")),
-              "created_by": "mosaic test", "settings": {"files": ["a"]}, **infos, **changes}
+    values = {
+        "dtype": dtype,
+        "vocab_size": 257,
+        "end_of_text": 256,
+        "source": SourceInfo("files: a", "files: a"),
+        "tokenizer": TokenizerInfo("byte", tokenizer.fingerprint, file_sha256(folder / "tokenizer.json")),
+        "created_by": "mosaic test",
+        "settings": {"files": ["a"]},
+        **infos,
+        **changes,
+    }
     Manifest(**values).save(folder)
     return folder
 
@@ -51,7 +59,8 @@ def shards(tmp_path):
 def test_every_window_is_what_was_written(tmp_path, dtype):
     folder = write_shards(tmp_path / "data", TOKENS, dtype)
     assert [path.name for path in sorted(folder.glob("*.bin"))] == [f"train-0000{i}.bin" for i in range(6)] + [
-        "val-00000.bin"]
+        "val-00000.bin"
+    ]
     split = open_split(folder, "train")
     assert len(split) == split.info.tokens == 40
     for start in range(41):
@@ -89,7 +98,8 @@ def test_sound_folder_verifies(shards):
     report = verify(shards)
     assert report.ok and report.problems == []
     assert report.files == 8 and report.bytes == sum(
-        path.stat().st_size for path in shards.iterdir() if path.name != "manifest.json")
+        path.stat().st_size for path in shards.iterdir() if path.name != "manifest.json"
+    )
 
 
 def truncate(path):
@@ -102,9 +112,13 @@ def alter(path):
     path.write_bytes(bytes(content))
 
 
-DAMAGES = [(truncate, "train-00002.bin", "the file has 12 bytes instead of 14"),
-           (alter, "train-00002.bin", "the file was altered"), (Path.unlink, "train-00002.bin", "the file is missing"),
-           (alter, "tokenizer.json", "the file was altered"), (Path.unlink, "tokenizer.json", "the file is missing")]
+DAMAGES = [
+    (truncate, "train-00002.bin", "the file has 12 bytes instead of 14"),
+    (alter, "train-00002.bin", "the file was altered"),
+    (Path.unlink, "train-00002.bin", "the file is missing"),
+    (alter, "tokenizer.json", "the file was altered"),
+    (Path.unlink, "tokenizer.json", "the file is missing"),
+]
 
 
 @pytest.mark.parametrize("damage, name, message", DAMAGES)
@@ -154,8 +168,18 @@ def test_newer_format_is_refused(shards):
     assert caught.value.where == str(shards / "manifest.json") and "Update mosaic" in caught.value.hint
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 1}', "\udcff",
-                                     '{"format": "mosaic.data", "format_version": 1, "dtype": "float32"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format_version": 1}',
+        "\udcff",
+        '{"format": "mosaic.data", "format_version": 1, "dtype": "float32"}',
+    ],
+)
 def test_damaged_manifest(shards, content):
     (shards / "manifest.json").write_text(content, errors="surrogateescape")
     with pytest.raises(DataError, match="manifest") as caught:

@@ -39,8 +39,14 @@ def as_parquet(documents):
     return out.getvalue()
 
 
-FORMATS = {".txt": as_text, ".md": as_text, ".dat": as_text, ".jsonl": as_jsonl, ".json": as_jsonl,
-           ".parquet": as_parquet}
+FORMATS = {
+    ".txt": as_text,
+    ".md": as_text,
+    ".dat": as_text,
+    ".jsonl": as_jsonl,
+    ".json": as_jsonl,
+    ".parquet": as_parquet,
+}
 
 
 def documents_of(source):
@@ -190,9 +196,17 @@ def test_not_utf8_names_line_and_byte(tmp_path, monkeypatch):
     assert (message, where) == ("not UTF-8 text: byte 0xff at byte 80", "bad.txt:6")
 
 
-@pytest.mark.parametrize("content, what", [
-    (b"\x00\x01\x02", "a zero byte"), ("text".encode("utf-16"), "UTF-16"), (gzip.compress(b"text"), "gzip"),
-    (zstandard.compress(b"text"), "zstd"), (b"PK\x03\x04\0\n", "zip"), (as_parquet(["a"]), "parquet")])
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"\x00\x01\x02", "a zero byte"),
+        ("text".encode("utf-16"), "UTF-16"),
+        (gzip.compress(b"text"), "gzip"),
+        (zstandard.compress(b"text"), "zstd"),
+        (b"PK\x03\x04\0\n", "zip"),
+        (as_parquet(["a"]), "parquet"),
+    ],
+)
 def test_binary_file_is_refused_with_a_guess(tmp_path, content, what):
     message, where, hint = fails(tmp_path, content)
     assert where == "bad.txt:1" and "not UTF-8 text" in message
@@ -203,16 +217,19 @@ def test_truncated_utf8_at_the_end(tmp_path):
     assert fails(tmp_path, "fün".encode()[:2])[:2] == ("not UTF-8 text: byte 0xc3 at byte 1", "bad.txt:1")
 
 
-@pytest.mark.parametrize("line, message", [
-    (b'{"text": "a" ', "broken JSON: Expecting ',' delimiter at column 14"),
-    (b'{"story": "a", "id": 3}', "the record has no field 'text', only 'story', 'id'"),
-    (b'{"text": null}', "the field 'text' holds nothing, not text"),
-    (b'{"text": 3}', "the field 'text' holds int, not text"),
-    (b"[" * 100_000, "broken JSON: nested too deeply"),
-    (b'["a"]', "the record is a list, not an object with fields"),
-    (b'{"text": "\\ud800"}', "the field 'text' holds half a character: surrogates not allowed"),
-    (b'{"text": "\xff"}', "not UTF-8 text: byte 0xff at byte 10 of the line"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b'{"text": "a" ', "broken JSON: Expecting ',' delimiter at column 14"),
+        (b'{"story": "a", "id": 3}', "the record has no field 'text', only 'story', 'id'"),
+        (b'{"text": null}', "the field 'text' holds nothing, not text"),
+        (b'{"text": 3}', "the field 'text' holds int, not text"),
+        (b"[" * 100_000, "broken JSON: nested too deeply"),
+        (b'["a"]', "the record is a list, not an object with fields"),
+        (b'{"text": "\\ud800"}', "the field 'text' holds half a character: surrogates not allowed"),
+        (b'{"text": "\xff"}', "not UTF-8 text: byte 0xff at byte 10 of the line"),
+    ],
+)
 def test_bad_json_record_is_named_or_skipped(tmp_path, line, message):
     content = as_jsonl(["first"]) + b"\n" + line + b"\n" + as_jsonl(["last"])
     assert fails(tmp_path, content, "bad.jsonl")[:2] == (message, "bad.jsonl:3")
@@ -270,11 +287,16 @@ def test_broken_parquet(tmp_path):
 
 def test_parquet_column_missing_empty_or_not_text(tmp_path):
     assert fails(tmp_path, as_parquet(["a"]), "a.parquet", text_field="story")[0] == (
-        "there is no field 'story', only 'id', 'text'")
+        "there is no field 'story', only 'id', 'text'"
+    )
     assert fails(tmp_path, as_parquet(["a"]), "a.parquet", text_field="id")[:2] == (
-        "the field 'id' holds int, not text", "a.parquet: record 1")
+        "the field 'id' holds int, not text",
+        "a.parquet: record 1",
+    )
     assert fails(tmp_path, as_parquet(["a", None]), "a.parquet")[:2] == (
-        "the field 'text' holds nothing, not text", "a.parquet: record 2")
+        "the field 'text' holds nothing, not text",
+        "a.parquet: record 2",
+    )
     assert fails(tmp_path, as_parquet([]), "a.parquet")[0] == "the file holds no records"
 
 
@@ -432,13 +454,21 @@ def test_slow_name_server_does_not_hang(monkeypatch):
 
 
 def test_offline_mode_is_honoured(tmp_path):
-    script = ("import sys; from pathlib import Path; from mosaic_cli.data.sources import open_source\n"
-              "from mosaic_cli.recipe import DataSection\n"
-              "assert not {'datasets', 'pyarrow', 'huggingface_hub', 'torch'} & set(sys.modules)\n"
-              "for choice in ('builtin', 'error'):\n"
-              "    data = DataSection(source='hub', hub='roneneldan/TinyStories', if_unreachable=choice)\n"
-              "    print(open_source(data, Path('.')).fallback_reason)")
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2],
-                         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}, timeout=60)
+    script = (
+        "import sys; from pathlib import Path; from mosaic_cli.data.sources import open_source\n"
+        "from mosaic_cli.recipe import DataSection\n"
+        "assert not {'datasets', 'pyarrow', 'huggingface_hub', 'torch'} & set(sys.modules)\n"
+        "for choice in ('builtin', 'error'):\n"
+        "    data = DataSection(source='hub', hub='roneneldan/TinyStories', if_unreachable=choice)\n"
+        "    print(open_source(data, Path('.')).fallback_reason)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        timeout=60,
+    )
     assert run.stdout.startswith("the hub cannot be reached: offline mode is on (HF_HUB_OFFLINE)")
     assert "HubUnreachable: the hub cannot be reached: offline mode is on" in run.stderr

@@ -13,8 +13,27 @@ from mosaic_cli.data.sources import HubUnreachable
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
 from mosaic_cli.errors import DataError, UsageError
 
-FRAGMENTS = ["  ", "\n\n\n", "\r\n", " ", "<|endoftext|>", "👩‍👩‍👧", "é", "e\u0301", "\u0000", "\t", "hello", "'s",
-             "\u2028", "漢字", "\U0010ffff", "▁", "1984", "?!", "\ufffd"]
+FRAGMENTS = [
+    "  ",
+    "\n\n\n",
+    "\r\n",
+    " ",
+    "<|endoftext|>",
+    "👩‍👩‍👧",
+    "é",
+    "e\u0301",
+    "\u0000",
+    "\t",
+    "hello",
+    "'s",
+    "\u2028",
+    "漢字",
+    "\U0010ffff",
+    "▁",
+    "1984",
+    "?!",
+    "\ufffd",
+]
 
 
 def random_text(rng, length=40):
@@ -138,7 +157,12 @@ def test_saved_tokenizer_is_the_same_and_readable_by_others(tmp_path, kinds, kin
     tokenizer.save(tmp_path / "tokenizer.json")
     for loaded in (Tokenizer.load(tmp_path / "tokenizer.json"), Tokenizer.from_path(tmp_path)):
         assert (loaded.kind, loaded.vocab_size, loaded.end_of_text, loaded.fingerprint, loaded.dtype) == (
-            tokenizer.kind, tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint, tokenizer.dtype)
+            tokenizer.kind,
+            tokenizer.vocab_size,
+            tokenizer.end_of_text,
+            tokenizer.fingerprint,
+            tokenizer.dtype,
+        )
     assert Inner.from_file(str(tmp_path / "tokenizer.json")).encode("a b").ids == tokenizer.encode("a b")
 
 
@@ -160,7 +184,7 @@ def test_damaged_file(tmp_path, content):
 def test_truncated_file(tmp_path, kinds):
     kinds["bpe"].save(tmp_path / "tokenizer.json")
     whole = (tmp_path / "tokenizer.json").read_text()
-    (tmp_path / "tokenizer.json").write_text(whole[:len(whole) // 2])
+    (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="damaged"):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
@@ -238,12 +262,21 @@ def test_encoding_in_pieces_is_encoding_the_whole(kinds, kind, length):
 
 def test_pieces_of_a_pre_tokenizer_that_keeps_line_breaks_with_punctuation(tmp_path, kinds):
     inner = Inner.from_str(kinds["bpe"]._inner.to_str())
-    inner.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"[^\s\p{L}]+[\r\n]*|\s*[\r\n]+|\s?\p{L}+|\s+"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    inner.train_from_iterator(["word.\n. word.\n\n"] * 50, trainers.BpeTrainer(
-        vocab_size=300, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>"]))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[^\s\p{L}]+[\r\n]*|\s*[\r\n]+|\s?\p{L}+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.train_from_iterator(
+        ["word.\n. word.\n\n"] * 50,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|endoftext|>"],
+        ),
+    )
     tokenizer = Tokenizer(inner)
     text = "word.\nword word.\n\nword\n" * 20
     assert tokenizer.encode(".\n") != tokenizer.encode(".") + tokenizer.encode("\n"), "this one would be a wrong cut"

@@ -24,8 +24,9 @@ STATE = TrainingState(step=7, tokens=70, data={"seed": 1, "epoch": 2, "position"
 
 def _trained(kind, seed=0):
     torch.manual_seed(seed)
-    model = build_model(ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, num_slots=4, context_length=6,
-                                    vocab_size=8))
+    model = build_model(
+        ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, num_slots=4, context_length=6, vocab_size=8)
+    )
     optimizer = make_optimizer(model, TRAIN)
     model(torch.randint(0, 8, (2, 6))).square().mean().backward()
     update(model, optimizer, TRAIN, 1e-2)
@@ -74,7 +75,7 @@ def test_a_failed_save_leaves_nothing(saved, tmp_path, monkeypatch, function):
 
     monkeypatch.setattr(f"mosaic_cli.runs.checkpoint.{function}", full)
     model, optimizer = _trained("mosaic")
-    with pytest.raises(CheckpointError, match="step 8 could not be saved: .*No space left") as caught:
+    with pytest.raises(CheckpointError, match=r"step 8 could not be saved: .*No space left") as caught:
         save_checkpoint(tmp_path, model, optimizer, TrainingState(step=8), "tokenizer")
     assert "--resume" in caught.value.hint and [path.name for path in tmp_path.iterdir()] == [saved.name]
 

@@ -65,8 +65,16 @@ def test_a_checkpoint_has_many_names(run, workdir):
     one, two = _checkpoint(run, 10), _checkpoint(run, 20)
     run.point("best", one)
     run.point("latest", two)
-    for spec, expected in {"one": one, "one@best": one, "one@10": one, "one@latest": two, "runs/one@latest": two,
-                           "runs/one": one, str(two): two, str(workdir / "runs" / "one"): workdir / one}.items():
+    for spec, expected in {
+        "one": one,
+        "one@best": one,
+        "one@10": one,
+        "one@latest": two,
+        "runs/one@latest": two,
+        "runs/one": one,
+        str(two): two,
+        str(workdir / "runs" / "one"): workdir / one,
+    }.items():
         found, checkpoint = find_checkpoint(spec)
         assert found.info()["name"] == "one" and checkpoint == expected, spec
 
@@ -76,11 +84,18 @@ def test_without_a_validation_the_latest_checkpoint_is_taken(run):
     assert find_checkpoint("one")[1].name == "step-00000010"
 
 
-@pytest.mark.parametrize(("spec", "message", "hint"), [
-    ("on", "no run 'on'", "Did you mean one?"), ("zzz", "no run 'zzz'", "Runs here: one."),
-    ("one@best", "has no checkpoint best", "Steps saved: 10, 20."), ("one@15", "no checkpoint 15", "10, 20"),
-    ("one@newest", "@newest is not", None), ("file.pt", "file.pt is a file", "never read"), ("", "no run ''", "one"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message", "hint"),
+    [
+        ("on", "no run 'on'", "Did you mean one?"),
+        ("zzz", "no run 'zzz'", "Runs here: one."),
+        ("one@best", "has no checkpoint best", "Steps saved: 10, 20."),
+        ("one@15", "no checkpoint 15", "10, 20"),
+        ("one@newest", "@newest is not", None),
+        ("file.pt", "file.pt is a file", "never read"),
+        ("", "no run ''", "one"),
+    ],
+)
 def test_a_name_that_stands_for_nothing(run, workdir, spec, message, hint):
     (workdir / "file.pt").write_bytes(b"")
     _checkpoint(run, 10), _checkpoint(run, 20)

@@ -26,11 +26,19 @@ def test_floats_survive_to_the_last_bit(tmp_path):
     assert load_json(path, 1, CheckpointError) == values
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "is missing"), (b"", "cannot be read"), (b"{", "cannot be read"), (b"\xff", "cannot be read"),
-    (b"[]", "has no format version"), (b"{}", "has no format version"), (b'{"format_version": "1"}', "no format version"),
-    (b'{"format_version": 2}', "has format version 2, this toolkit reads up to 1"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing"),
+        (b"", "cannot be read"),
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"[]", "has no format version"),
+        (b"{}", "has no format version"),
+        (b'{"format_version": "1"}', "no format version"),
+        (b'{"format_version": 2}', "has format version 2, this toolkit reads up to 1"),
+    ],
+)
 def test_what_is_not_ours_is_refused(tmp_path, content, message):
     path = tmp_path / "one.json"
     if content is not None:

@@ -22,8 +22,9 @@ QUICK = {"batch_size": 2, "warmup_steps": 0, "log_interval": 1, "max_steps": 6, 
 
 def _model(kind="mosaic"):
     torch.manual_seed(0)
-    return build_model(ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, num_slots=4, context_length=6,
-                                   vocab_size=8))
+    return build_model(
+        ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, num_slots=4, context_length=6, vocab_size=8)
+    )
 
 
 @pytest.fixture
@@ -35,8 +36,15 @@ def trainer(tmp_path, array_tokens):
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         draws = np.random.default_rng(0)
         tokens = {"train": array_tokens(draws.integers(0, 7, 200)), "val": array_tokens(draws.integers(0, 7, 40))}
-        return Trainer(run, _model(kind), tokens, Tokenizer.of_characters(LETTERS), TrainSection(**(QUICK | train)),
-                       PLACEMENT, num_val_bytes=40)
+        return Trainer(
+            run,
+            _model(kind),
+            tokens,
+            Tokenizer.of_characters(LETTERS),
+            TrainSection(**(QUICK | train)),
+            PLACEMENT,
+            num_val_bytes=40,
+        )
 
     return make
 
@@ -82,7 +90,10 @@ def test_the_newest_checkpoints_and_the_best_are_kept(trainer, monkeypatch):
     assert best == [2, 4]
     assert one.run.pointer("best").name == "step-00000004" and one.run.pointer("latest").name == "step-00000010"
     assert sorted(path.name for path in one.run.checkpoints.glob("*step-*")) == [
-        "step-00000004", "step-00000008", "step-00000010"]
+        "step-00000004",
+        "step-00000008",
+        "step-00000010",
+    ]
     assert (one.state.best_step, one.state.best_val_loss) == (4, 1.0)
 
 
@@ -106,7 +117,10 @@ def test_a_kill_between_the_pointers_does_not_lose_the_best(trainer):
 def test_stopping_finishes_the_step_and_saves(trainer):
     one = trainer(save_interval=100, eval_interval=100)
     assert [(report.step, report.saved) for report in one.steps(lambda: one.state.step == 3)] == [
-        (1, False), (2, False), (3, True)]
+        (1, False),
+        (2, False),
+        (3, True),
+    ]
     again = trainer(save_interval=100, eval_interval=100)
     assert again.resume() == 3 and [report.step for report in again.steps()] == [4, 5, 6]
 
@@ -127,8 +141,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_changes_nothing(trainer, m
     steps = one.steps()
     next(steps)
     before = [parameter.clone() for parameter in one.model.parameters()]
-    monkeypatch.setattr("mosaic_cli.training.loop.next_token_loss",
-                        lambda logits, targets: logits.sum() * 0 + float(broken))
+    monkeypatch.setattr(
+        "mosaic_cli.training.loop.next_token_loss", lambda logits, targets: logits.sum() * 0 + float(broken)
+    )
     with pytest.raises(NonFiniteError, match=f"step 2: loss {broken}") as caught:
         next(steps)
     assert "learning_rate" in caught.value.hint
@@ -171,10 +186,13 @@ def test_an_empty_sample_prompt_begins_a_document(trainer):
     assert all(len(report.sample) <= 6 for report in one.steps() if report.validation)
 
 
-@pytest.mark.parametrize(("kind", "prompt", "message"), [
-    ("mosaic", "a~", "the character '~'"),
-    ("transformer", "abcabca", "has 7 tokens, more than the transformer's context of 6"),
-])
+@pytest.mark.parametrize(
+    ("kind", "prompt", "message"),
+    [
+        ("mosaic", "a~", "the character '~'"),
+        ("transformer", "abcabca", "has 7 tokens, more than the transformer's context of 6"),
+    ],
+)
 def test_a_sample_prompt_that_cannot_be_continued_is_refused_at_once(trainer, kind, prompt, message):
     with pytest.raises(UsageError, match=message) as caught:
         trainer(kind, sample_prompt=prompt)

@@ -18,7 +18,13 @@ def test_scalars_and_norms_do_not_decay():
     assert decaying["weight_decay"] == 0.1 and steady["weight_decay"] == 0
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)].rsplit(".", 1)[-1] for p in decaying["params"]} == {"weight", "slot_keys", "slot_values"}
-    assert {names[id(p)].rsplit(".", 1)[-1] for p in steady["params"]} == {"leak", "peek", "scale", "bandwidth", "weight"}
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in steady["params"]} == {
+        "leak",
+        "peek",
+        "scale",
+        "bandwidth",
+        "weight",
+    }
     assert len(decaying["params"]) + len(steady["params"]) == len(names)
 
 

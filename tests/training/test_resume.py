@@ -52,10 +52,15 @@ def _metrics(run):
 
 # The first number is where the first process dies, in percent of all changes it would make; the second is the change
 # at which the one that takes up dies: its first ones belong to taking up, the others to steps and their saving.
-@pytest.mark.parametrize(("kind", "percent", "change"), [
-    *zip(["mosaic"] * 11, range(9, 100, 9), (1, 8, 3, 12, 6, 17, 10, 4, 21, 14, 25), strict=True),
-    ("transformer", 20, 13), ("transformer", 50, 9), ("transformer", 80, 5),
-])
+@pytest.mark.parametrize(
+    ("kind", "percent", "change"),
+    [
+        *zip(["mosaic"] * 11, range(9, 100, 9), (1, 8, 3, 12, 6, 17, 10, 4, 21, 14, 25), strict=True),
+        ("transformer", 20, 13),
+        ("transformer", 50, 9),
+        ("transformer", 80, 5),
+    ],
+)
 def test_killed_twice_while_it_writes(whole, world, kind, percent, change):
     run, changes = whole[kind]
     assert _train(kind, signals={changes * percent // 100: signal.SIGKILL}).code == -signal.SIGKILL
