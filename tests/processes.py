@@ -12,6 +12,7 @@ import torch
 
 from mosaic_cli import app
 
+PATIENCE = 300.0  # seconds; on a busy machine loading torch alone may take minutes
 _WRITES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["processes", "mosaic_cli.training.setup", "torch._dynamo"])  # AdamW imports the last
@@ -51,7 +52,7 @@ def start(*arguments: object, **plan: object) -> multiprocessing.Process:
 
 def wait(process: multiprocessing.Process) -> Ended:
     """Wait for a begun command."""
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode is not None, "the command hangs"
     return Ended(process.exitcode, Path("changes").stat().st_size, Path("said").read_text())
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -32,25 +33,23 @@ def _empty(path):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [_cut, _alter, _delete, _empty])
-def test_a_damaged_checkpoint_is_not_used(world, refused, mosaic, name, damage):
+def test_a_damaged_checkpoint_is_not_used(world, refused, name, damage):
     damage(world / LATEST / name)
-    for arguments in (
-        ("eval", "--ckpt", "tiny"),
-        ("generate", "--ckpt", "tiny@latest", "a"),
-        ("eval", "--ckpt", LATEST),
-        ("train", "--resume", "--run", "tiny", "--steps", "10"),
-    ):
+    for arguments in (("generate", "--ckpt", LATEST, "a"), ("train", "--resume", "--run", "tiny", "--steps", "10")):
         error = refused(1, *arguments)
         assert name in error["message"] and LATEST in error["where"] and "RUN@STEP" in error["hint"]
-    assert mosaic("eval", "--ckpt", "tiny@6").code == 0, "the way out that the hint names"
+
+
+def test_the_ways_out_of_a_damaged_checkpoint(world, refused, mosaic):
+    _cut(world / LATEST / "model.safetensors")
+    refused(1, "eval", "--ckpt", "tiny")
+    assert mosaic("eval", "--ckpt", "tiny@6").code == 0, "the one that the hint names"
     (world / "runs" / "tiny" / "checkpoints" / "latest").write_text("step-00000006\n")
     assert mosaic("train", "--resume", "--run", "tiny", "--steps", "10").code == 0, "and the other one"
 
 
 def _rewrite(name, **values):
     """Change a checkpoint's JSON and make its hashes fit, as another version of the toolkit would."""
-    from pathlib import Path
-
     path, state_path = Path(LATEST) / name, Path(LATEST) / "state.json"
     path.write_text(dump_json(json.loads(path.read_text()) | values))
     state = json.loads(state_path.read_text())

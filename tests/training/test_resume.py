@@ -55,10 +55,9 @@ def _metrics(run):
 @pytest.mark.parametrize(
     ("kind", "percent", "change"),
     [
-        *zip(["mosaic"] * 11, range(9, 100, 9), (1, 8, 3, 12, 6, 17, 10, 4, 21, 14, 25), strict=True),
-        ("transformer", 20, 13),
-        ("transformer", 50, 9),
-        ("transformer", 80, 5),
+        *zip(["mosaic"] * 9, range(10, 100, 10), (1, 8, 3, 12, 6, 17, 10, 21, 4), strict=True),
+        ("transformer", 35, 13),
+        ("transformer", 75, 5),
     ],
 )
 def test_killed_twice_while_it_writes(whole, world, kind, percent, change):
@@ -68,10 +67,11 @@ def test_killed_twice_while_it_writes(whole, world, kind, percent, change):
     _assert_ends_as(run)
 
 
-@pytest.mark.parametrize(("steps", "seconds"), [(0, 0.0), (2, 0.004), (5, 0.011)])
+@pytest.mark.parametrize(("steps", "seconds"), [(0, 0.0), (3, 0.007)])
 def test_killed_by_the_clock(whole, world, steps, seconds):
     process = start("train", RECIPES["mosaic"], "--run", CUT.name)
     while len(CUT.metrics()) < steps or not CUT.exists():
+        assert process.is_alive()
         time.sleep(0.001)
     time.sleep(seconds)
     process.kill()
