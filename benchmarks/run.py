@@ -38,7 +38,7 @@ SIZES = {
 }
 BATCH = {"small": 8, "tiny": 12}
 KINDS = ("transformer", "mosaic")
-DECODED = 64  # tokens of one timed stretch of decoding
+DECODED = 32  # tokens of one timed stretch of decoding
 POSITIONS = (100, 4000)  # where a decoded token's time is compared
 
 

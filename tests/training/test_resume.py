@@ -55,7 +55,7 @@ def _metrics(run):
 @pytest.mark.parametrize(
     ("kind", "percent", "change"),
     [
-        *zip(["mosaic"] * 9, range(10, 100, 10), (1, 8, 3, 12, 6, 17, 10, 21, 4), strict=True),
+        *zip(["mosaic"] * 7, range(12, 100, 13), (1, 8, 3, 12, 6, 21, 15), strict=True),
         ("transformer", 35, 13),
         ("transformer", 75, 5),
     ],
