@@ -15,9 +15,9 @@ INTERRUPTED = 128 + signal.SIGINT
 
 app = typer.Typer(
     help="Memory Mosaics: prepare text, train, evaluate, generate, and look inside.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # drawing the help with rich takes longer than everything else that --help does
 )
 app.command(name="prepare", epilog=prepare.EPILOG)(prepare.prepare)
 app.command(name="train", epilog=train.EPILOG)(train.train)
@@ -31,13 +31,15 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main() -> None:
@@ -63,7 +65,7 @@ def _known(error: BaseException) -> BaseException:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         known = Interrupted("interrupted", signal.SIGINT)
     elif hasattr(error, "format_message"):  # typer's own usage errors, whose classes moved between its versions
-        known = UsageError(error.format_message() or "no command", hint="See the command's help: add --help")
+        known = UsageError(error.format_message(), hint="See the command's help: add --help")
     elif isinstance(error, OSError) and error.strerror:
         hint = "Free some disk space." if error.errno == errno.ENOSPC else None
         known = MosaicError(error.strerror, where=error.filename, hint=hint)

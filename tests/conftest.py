@@ -81,8 +81,11 @@ class Result:
 def mosaic(monkeypatch, capsys):
     """Runs the command line in this process: mosaic("generate", "--ckpt", "tiny", stdin=b"...") -> Result.
 
-    Standard input is a pipe with these bytes, or a terminal for None.
+    Standard input is a pipe with these bytes, or a terminal for None. Unless told otherwise it computes on the CPU in
+    float32, whatever the machine.
     """
+    monkeypatch.setattr("mosaic_cli.device._best_device", lambda: "cpu")
+    monkeypatch.setattr("mosaic_cli.device._has_native_bfloat16", lambda _: False)
 
     def call(*arguments, stdin=b""):
         monkeypatch.setattr(sys, "argv", ["mosaic", *map(str, arguments)])

@@ -19,9 +19,9 @@ from mosaic_cli.errors import MosaicError
 PLAIN_INTERVAL = 10.0  # seconds between progress lines when stderr is not a terminal
 PLAIN_WIDTH = 1000  # a table in a file or pipe is as wide as it needs to be
 
-out = Console(soft_wrap=True, highlight=False)
-wide_out = Console(soft_wrap=True, highlight=False, width=PLAIN_WIDTH)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+wide_out = Console(soft_wrap=True, highlight=False, emoji=False, width=PLAIN_WIDTH)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def note(text: str) -> None:

@@ -101,9 +101,11 @@ class Run:
         written."""
         folders = sorted(self.checkpoints.glob("step-*"))
         protected = {self.pointer("best"), self.pointer("latest"), *folders[-keep:]}
-        for folder in [*folders, *self.checkpoints.glob(".step-*.tmp")]:
+        for folder in folders:
             if folder not in protected:
-                shutil.rmtree(folder)
+                folder.rename(folder.with_name(f".{folder.name}.tmp"))  # at once, so that a kill leaves no half of one
+        for leftover in self.checkpoints.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
 
 
 def create_run(name: str, recipe: Recipe, root: Path = RUNS, **info: Any) -> Run:

@@ -90,6 +90,7 @@ class Trainer:
         if self.state.best_step is not None:  # a kill after `latest` was written left `best` behind
             self.run.point("best", self.run.checkpoints / checkpoint_name(self.state.best_step))
         self.run.forget_after(self.state.step)
+        self.run.prune(self.train.keep_checkpoints)
         return self.state.step
 
     def steps(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:

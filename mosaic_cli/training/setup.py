@@ -51,9 +51,8 @@ def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
     manifest = data.manifest
     trainer = _trainer(locate_run(run_name), recipe, data, placement)
     trainer.run.path.mkdir(parents=True, exist_ok=True)
-    data.tokenizer.save(
-        trainer.run.tokenizer_path
-    )  # before run.json, which makes it a run: a kill leaves no half of one
+    # before run.json, which makes it a run: a kill leaves no half of one
+    data.tokenizer.save(trainer.run.tokenizer_path)
     create_run(
         run_name,
         recipe,

@@ -16,7 +16,7 @@ COLOUR = re.compile(r"\x1b\[(\d+;)*(3[0-7]|9[0-7])(;\d+)*m")
 def test_every_help_ends_with_an_example(mosaic, command):
     result = mosaic(command, "-h")
     assert (result.code, result.err) == (0, "") and result.out == mosaic(command, "--help").out
-    end = result.out.rpartition("╯")[2]
+    end = result.out.rstrip().rpartition("\n\n")[2]
     assert " ".join(end.split()).startswith(f"Example: mosaic {command} ")
 
 

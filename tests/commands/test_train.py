@@ -2,9 +2,13 @@
 
 import errno
 import json
+import os
+import signal
 from contextlib import contextmanager
 
 import pytest
+
+from mosaic_cli.training.loop import Trainer
 
 NEW = ("train", "tiny.yaml", "--run", "new")
 PROMISED = {
@@ -148,6 +152,36 @@ def test_an_interrupt_outside_of_the_steps(world, refused, monkeypatch):
 
     monkeypatch.setattr("mosaic_cli.training.setup.begin", interrupted)
     assert refused(130, *NEW)["message"] == "interrupted"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_told_as_json_too(world, refused, monkeypatch, number, code):
+    step = Trainer._step
+
+    def step_and_signal(trainer):
+        done = step(trainer)
+        if trainer.state.step == 3:
+            os.kill(os.getpid(), number)
+        return done
+
+    monkeypatch.setattr(Trainer, "_step", step_and_signal)
+    before = signal.getsignal(number)
+    error = refused(code, *NEW)
+    assert error["message"] == "stopped at step 3, saved" and error["hint"].endswith("train --resume --run new")
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_in_the_last_step_changes_nothing(world, mosaic, monkeypatch):
+    validate = Trainer._validate
+
+    def validate_and_signal(trainer):
+        if trainer.state.step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return validate(trainer)
+
+    monkeypatch.setattr(Trainer, "_validate", validate_and_signal)
+    result = mosaic(*NEW)
+    assert (result.code, result.out) == (0, "runs/new\n") and _info(world / "runs" / "new")["status"] == "finished"
 
 
 def test_an_error_that_nobody_foresaw(world, mosaic, monkeypatch):
