@@ -72,5 +72,5 @@ def check_length(tokens: Tokens, context_length: int, split: str) -> None:
         raise DataError(
             f"the {split} split has {len(tokens)} tokens, but one window needs {context_length + 1}",
             where=f"{split} split",
-            hint="Prepare more text, raise --val-fraction, or lower model.context_length.",
+            hint="Prepare more text, hold out another share (data.val_fraction), or lower model.context_length.",
         )
