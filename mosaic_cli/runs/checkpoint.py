@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import LanguageModel, build_model
 from mosaic_cli.errors import CheckpointError, UsageError
-from mosaic_cli.runs.files import dump_json, load_json, sha256, sync_file, sync_folder, write_atomically
+from mosaic_cli.runs.files import dump_json, load_json, sha256, sync, write_atomically
 
 FORMAT_VERSION = 1
 HASHED = ("config.json", "model.safetensors", "optimizer.safetensors")
@@ -62,14 +62,14 @@ def save_checkpoint(
         save_file(dict(model.state_dict()), beside / "model.safetensors")
         save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
         for name in HASHED:
-            sync_file(beside / name)
+            sync(beside / name)
         hashes = {name: sha256(beside / name) for name in HASHED}
         values = {"format_version": FORMAT_VERSION, **asdict(state)}
         hashes["state.json"] = _hash_values(values)
         write_atomically(beside / "state.json", dump_json({**values, "sha256": hashes}))
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
-        sync_folder(folder)
+        sync(folder)
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(

@@ -68,7 +68,7 @@ def test_saving_again_takes_the_place_of_an_unfinished_one(saved, tmp_path):
     assert verify_checkpoint(saved)["step"] == 7 and [path.name for path in tmp_path.iterdir()] == [saved.name]
 
 
-@pytest.mark.parametrize("function", ["save_file", "write_atomically", "sync_file"])
+@pytest.mark.parametrize("function", ["save_file", "write_atomically", "sync"])
 def test_a_failed_save_leaves_nothing(saved, tmp_path, monkeypatch, function):
     def full(*_):
         raise OSError(28, "No space left on device")
