@@ -11,6 +11,27 @@ from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.errors import UsageError
 
 
+class CausalRead(nn.Module):
+    """Attention to the past and the present. A module of its own so that its inputs and output can be looked at."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.dropout = config.dropout
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The newest T of S positions: queries (B, H, T, D), keys and values (B, H, S, D) -> reads (B, H, T, D)."""
+        T, S = queries.shape[2], keys.shape[2]
+        mask = None if T in (S, 1) else torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
+        return F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=T == S and T > 1,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+
+
 class CausalAttention(nn.Module):
     """Multi-head attention over the past and the present token."""
 
@@ -18,26 +39,16 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.project = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.read = CausalRead(config)
         self.output = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        T = x.shape[1]
         queries, keys, values = self.project(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, H, S, D)
-        S = keys.shape[2]
-        mask = None if T in (S, 1) else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        reads = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=T == S and T > 1,
-            dropout_p=self.weight_dropout if self.training else 0.0,
-        )  # (B, H, T, D)
+        reads = self.read(queries, keys, values)  # (B, H, T, D)
         return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
 
 

@@ -157,6 +157,16 @@ class Tokenizer:
         self._check_alphabet(text)
         return self._inner.encode(text, add_special_tokens=False).ids
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of the text, and the character at which each begins (a space before a word belongs to its token).
+
+        Raises:
+            DataError: a character that a `char` tokenizer does not know.
+        """
+        self._check_alphabet(text)
+        encoding = self._inner.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, as arrays of `dtype`, on several cores."""
         for text in texts:

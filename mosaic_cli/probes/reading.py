@@ -1,0 +1,271 @@
+"""What a model did while it read one text: taken from its named inner points by hooks, and recomputed in float64.
+
+The model itself runs as it always does. Fused kernels hide the retrieval weights, so these are computed again from the
+queries and keys that went into the kernel.
+
+Shapes: T tokens, S stored pairs, C model width, H heads, D head width, M slots, N layers. No batch: one text.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mosaic_cli.core import ops
+from mosaic_cli.core.model import LanguageModel
+from mosaic_cli.core.mosaic import Block, Mosaic
+from mosaic_cli.core.transformer import TransformerBlock
+from mosaic_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How the heads of one layer retrieved: softmax of queries times keys, over the pairs each position may see.
+
+    queries: (H, T, D), times the inverse bandwidth.
+    keys, values: (H, S, D), or (H, M, D) for slots.
+    output: (H, D, C), what each head's read becomes in the residual stream (W_o).
+    reach: position t sees the pairs j < t + reach: 0 for a mosaic's strict past, 1 for attention; None sees them all.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    output: Tensor
+    reach: int | None
+
+    def visible(self, position: int) -> int:
+        """Number of pairs that a position may see."""
+        return self.keys.shape[1] if self.reach is None else position + self.reach
+
+    def scores(self, position: int) -> Tensor:
+        """Exponents of the kernel (H, visible): log of the weights, up to a constant per head."""
+        keys = self.keys[:, : self.visible(position)]  # (H, visible, D)
+        return (keys @ self.queries[:, position, :, None])[..., 0]
+
+    def weights(self, position: int) -> Tensor:
+        """Retrieval weights (H, visible) of a position; they sum to one over the pairs."""
+        return self.scores(position).softmax(-1)
+
+    def all_weights(self) -> Tensor:
+        """Retrieval weights (H, T, S) of every position, zero where a pair is not seen (v1: position 0 sees none)."""
+        scores = self.queries @ self.keys.mT
+        if self.reach is not None:
+            T, S = scores.shape[1:]
+            hidden = torch.ones(T, S, dtype=torch.bool, device=scores.device).triu(self.reach)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        return scores.softmax(-1).nan_to_num(0.0)  # a row without any pair
+
+
+@dataclass(frozen=True)
+class Values:
+    """Where stored values came from. With norms held, value j of head h is linear in the tokens it was made of:
+
+    value = factor[h, j] * (own[h] * content_j + (1 - own[h]) * content_{j + 1}),  content = project (LN x)
+
+    project: (H, D, C). factor: (H, S), alpha / |v_bar| in a mosaic. own: (H,), gamma; 1 where values do not peek.
+    """
+
+    project: Tensor
+    factor: Tensor
+    own: Tensor
+
+    def sources(self, head: int, pair: int, functional: Tensor) -> list[tuple[int, Tensor]]:
+        """Positions that a value was made of, each with the functional (C,) on LN x there that equals `functional`
+        (D,) on the value: the sum over positions is the same number."""
+        through = self.project[head].mT @ functional * self.factor[head, pair]  # (C,)
+        shares = [(pair, self.own[head]), (pair + 1, 1 - self.own[head])]
+        return [(position, share * through) for position, share in shares if share != 0]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm and the residual stream (T, C) that went into it."""
+
+    stream: Tensor
+    weight: Tensor
+    eps: float
+
+    def outputs(self) -> Tensor:
+        """LN x (T, C)."""
+        x = self.stream - self.stream.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight
+
+    def back(self, position: int, functional: Tensor) -> Tensor:
+        """The functional (C,) on x that equals `functional` (C,) on LN x, the standard deviation held as it was."""
+        x = self.stream[position]
+        weighted = self.weight * functional
+        return (weighted - weighted.mean()) / (x.var(correction=0) + self.eps).sqrt()
+
+
+@dataclass(frozen=True)
+class KeyPaths:
+    """How a mosaic's contextual keys came about: k = sum_a decay[h]^(t - a) projected_a, normalised.
+
+    projected: W_phi LN x (H, T, D). decay: lambda (H,). lengths: |k_bar| (H, T).
+    """
+
+    projected: Tensor
+    decay: Tensor
+    lengths: Tensor
+
+    def share(self, head: int, position: int) -> Tensor:
+        """What each token up to `position` put into the key there (position + 1, D); the sum is the key."""
+        ages = torch.arange(position, -1, -1, dtype=torch.float64, device=self.decay.device)
+        faded = self.decay[head] ** ages / self.lengths[head, position]
+        return faded[:, None] * self.projected[head, : position + 1]
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """One block. `slots` is a mosaic's persistent memory; `mlp` (T, C) what a baseline's MLP added, as one piece."""
+
+    norm: Norm
+    pairs: Retrieval
+    values: Values
+    slots: Retrieval | None
+    mlp: Tensor | None
+    keys: KeyPaths | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One text as a model read it. All tensors but `logits` are float64.
+
+    tokens: T ids. embedded: (T, C), the residual stream before the first block. final: the last norm.
+    logit_scale: factor of the hidden state before the head. logits: (T, V), as the model gave them, hooks in place.
+    """
+
+    tokens: list[int]
+    embedded: Tensor
+    layers: list[LayerReading]
+    final: Norm
+    logit_scale: float
+    head: Tensor
+    logits: Tensor
+
+    def direction(self, target: int, versus: int | None = None) -> Tensor:
+        """The functional (C,) on the normed final stream that gives a token's logit, or its lead over `versus`."""
+        rows = self.head[target] if versus is None else self.head[target] - self.head[versus]
+        return rows.double() * self.logit_scale
+
+
+@torch.no_grad()
+def read_text(model: LanguageModel, tokens: list[int]) -> Reading:
+    """Run the model over a text, in its own arithmetic, and keep what passed through its inner points.
+
+    Args:
+        model: either kind; read in evaluation mode and left in the mode it was in.
+        tokens: at least one; no more than the context length for the baseline.
+
+    Raises:
+        UsageError: an empty text, or one longer than the baseline's context.
+    """
+    if not tokens:
+        raise UsageError("the prompt holds no token", hint="Give some text to look at.")
+    device = next(model.parameters()).device
+    was_training = model.training
+    with _Watch(model) as seen:
+        model.eval()
+        logits = model(torch.tensor([tokens], device=device))[0]
+        model.train(was_training)
+    make = _mosaic_layer if isinstance(model, Mosaic) else _baseline_layer
+    layers = [make(block, seen) for block in model.blocks]
+    return Reading(
+        tokens=tokens,
+        embedded=layers[0].norm.stream,
+        layers=layers,
+        final=_norm(model.norm, seen),
+        logit_scale=model.logit_scale if isinstance(model, Mosaic) else 1.0,
+        head=model.embedding.weight.detach(),
+        logits=logits,
+    )
+
+
+class _Watch:
+    """Keeps what goes into and comes out of every module of a model while it is open."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self.inputs: dict[nn.Module, tuple] = {}
+        self.outputs: dict[nn.Module, object] = {}
+
+    def __enter__(self) -> "_Watch":
+        self._hooks = [module.register_forward_hook(self._keep) for module in self._model.modules()]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep(self, module: nn.Module, inputs: tuple, output: object) -> None:
+        self.inputs[module], self.outputs[module] = inputs, output
+
+
+def _one(batch: Tensor) -> Tensor:
+    """The only text of a batch, in float64."""
+    return batch[0].double()
+
+
+def _norm(module: nn.LayerNorm, seen: _Watch) -> Norm:
+    return Norm(_one(seen.inputs[module][0]), module.weight.detach().double(), module.eps)
+
+
+def _heads_out(output: nn.Linear, num_heads: int) -> Tensor:
+    """W_o as (H, D, C)."""
+    return output.weight.detach().double().mT.unflatten(0, (num_heads, -1))
+
+
+def _heads_in(weight: Tensor, num_heads: int) -> Tensor:
+    """A projection (C, C) as (H, D, C)."""
+    return weight.detach().double().unflatten(0, (num_heads, -1))
+
+
+def _mosaic_layer(block: Block, seen: _Watch) -> LayerReading:
+    contextual, persistent, norm = block.contextual, block.persistent, _norm(block.contextual_norm, seen)
+    H = len(contextual.read.bandwidth)
+    beta = _per_head(ops.inverse_bandwidth, contextual.read.bandwidth)
+    queries, keys, values = map(_one, seen.inputs[contextual.read])
+    first = torch.zeros_like(queries[:, :1]) if queries.shape[1] < len(norm.stream) else queries[:, :0]
+    slot_queries, slot_keys, slot_values = seen.inputs[persistent.read]
+    slots = Retrieval(
+        queries=_one(slot_queries) * _per_head(ops.inverse_bandwidth, persistent.read.bandwidth),
+        keys=slot_keys.double(),
+        values=slot_values.double() * _per_head(ops.value_scale, persistent.read.scale),
+        output=_heads_out(persistent.output, H),
+        reach=None,
+    )
+    pairs = Retrieval(torch.cat([first, queries * beta], 1), keys, values, _heads_out(contextual.output, H), reach=0)
+    inputs = norm.outputs()
+    return LayerReading(norm, pairs, _peeked(contextual.values, inputs), slots, None, _keys(contextual.keys, inputs))
+
+
+def _per_head(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    return function(theta.detach().double())[:, None, None]  # (H, 1, 1)
+
+
+def _peeked(extractor: nn.Module, inputs: Tensor) -> Values:
+    gamma = extractor.peek.detach().double()
+    project = _heads_in(extractor.project.weight, len(gamma))
+    content = torch.einsum("tc,hdc->htd", inputs, project)  # (H, T, D)
+    mixed = torch.lerp(content[:, 1:], content[:, :-1], gamma[:, None, None])
+    alpha = ops.value_scale(extractor.scale.detach().double())
+    return Values(project, alpha[:, None] / mixed.norm(dim=-1).clamp(min=1e-12), gamma)
+
+
+def _keys(extractor: nn.Module, inputs: Tensor) -> KeyPaths:
+    rate = ops.leak_rate(extractor.leak.detach().double())
+    projected = torch.einsum("tc,hdc->htd", inputs, _heads_in(extractor.project.weight, len(rate)))
+    averages = ops.leaky_average(projected.transpose(0, 1)[None], rate)[0]  # (H, T, D)
+    return KeyPaths(projected, torch.exp(-rate), averages.norm(dim=-1).clamp(min=1e-12))
+
+
+def _baseline_layer(block: TransformerBlock, seen: _Watch) -> LayerReading:
+    attention, norm = block.attention, _norm(block.attention_norm, seen)
+    H = attention.num_heads
+    queries, keys, values = map(_one, seen.inputs[attention.read])
+    pairs = Retrieval(queries / queries.shape[-1] ** 0.5, keys, values, _heads_out(attention.output, H), reach=1)
+    project = _heads_in(attention.project.weight.chunk(3)[2], H)
+    ones = torch.ones(values.shape[:2], dtype=torch.float64, device=values.device)
+    return LayerReading(norm, pairs, Values(project, ones, ones[:, 0]), None, _one(seen.outputs[block.mlp]), None)
