@@ -9,6 +9,7 @@ import typer
 
 from mosaic_cli import __version__
 from mosaic_cli.commands import display, evaluate, generate, prepare, train
+from mosaic_cli.commands.probes import probe
 from mosaic_cli.errors import Interrupted, MosaicError, UsageError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -23,6 +24,7 @@ app.command(name="prepare", epilog=prepare.EPILOG)(prepare.prepare)
 app.command(name="train", epilog=train.EPILOG)(train.train)
 app.command(name="eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(name="generate", epilog=generate.EPILOG)(generate.generate)
+app.add_typer(probe, name="probe")
 
 
 def _print_version(asked: bool) -> None:

@@ -131,6 +131,6 @@ def _functions(path: Path) -> set[str]:
 
 def _strings(folder: Path) -> set[str]:
     """Every string in the code of a folder but the manual's own."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py") if path.stem != "manual"]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py") if path.stem != "manual"]
     constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return {value for value in constants if isinstance(value, str)}

@@ -1,0 +1,16 @@
+"""`mosaic probe`: the group of the probes. It only registers them, one line a probe, and loads neither torch nor
+matplotlib."""
+
+import typer
+
+from mosaic_cli.commands.probes import moons
+
+probe = typer.Typer()
+probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
+
+
+@probe.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    """Look inside: what memories store, which of them a prediction comes from, and the three moons."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())

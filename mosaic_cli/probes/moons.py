@@ -1,0 +1,1 @@
+"""Three moons (v1, section 5)."""
