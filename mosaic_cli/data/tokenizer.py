@@ -167,6 +167,19 @@ class Tokenizer:
         encoding = self._inner.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
+    def single(self, text: str) -> int:
+        """The one token that a text is, as written or else with a space before it.
+
+        Raises:
+            UsageError: it is several tokens, or none.
+        """
+        for candidate in (text, f" {text}"):
+            ids = self.encode(candidate) if candidate.strip() or candidate == text else []
+            if len(ids) == 1:
+                return ids[0]
+        parts = " + ".join(repr(self.token_text(id)) for id in self.encode(text)) or "nothing"
+        raise UsageError(f"{text!r} is not one token but {parts}", hint="Name one of its tokens.")
+
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, as arrays of `dtype`, on several cores."""
         for text in texts:
