@@ -1,4 +1,7 @@
-"""What decoding keeps: the stored pairs of each memory, its running average, and the pair that waits for a token."""
+"""What decoding keeps: the stored pairs of each memory, its running average, and the pair that waits for a token.
+
+The per-head scalars that stay while decoding are kept as well: computing them anew costs more than a memory's read.
+"""
 
 from dataclasses import dataclass, field
 
@@ -17,13 +20,14 @@ class GrowingPairs:
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store n more pairs (B, H, n, D) and return views of all pairs stored so far."""
-        end = self.length + keys.shape[2]
+        start, count = self.length, keys.shape[2]
+        end = start + count
         self._keys = self._with_room(self._keys, keys, end)
         self._values = self._with_room(self._values, values, end)
-        self._keys[:, :, self.length : end] = keys
-        self._values[:, :, self.length : end] = values
+        self._keys.narrow(2, start, count).copy_(keys)
+        self._values.narrow(2, start, count).copy_(values)
         self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        return self._keys.narrow(2, 0, end), self._values.narrow(2, 0, end)
 
     def _with_room(self, buffer: Tensor | None, like: Tensor, end: int) -> Tensor:
         capacity = self._initial if buffer is None else buffer.shape[2]
@@ -39,29 +43,51 @@ class GrowingPairs:
 
 
 @dataclass
-class ContextualCache:
-    """State of one contextual memory. The newest token's pair is pending: its value needs the token after it."""
+class KeyState:
+    """What a key extractor carries from token to token: lambda (H, 1, 1), which stays, and the leaky average."""
 
+    decay: Tensor
+    average: Tensor | None = None  # (B, H, D)
+
+
+@dataclass
+class ValueState:
+    """What a value extractor carries on: alpha (H,), which stays, and the content of the newest token."""
+
+    alpha: Tensor
+    pending: Tensor | None = None  # (B, H, 1, D)
+
+
+@dataclass
+class ContextualCache:
+    """State of one contextual memory: beta (H,), which stays, and the pairs stored so far.
+
+    The newest token's pair is pending: its value needs the token after it.
+    """
+
+    keys: KeyState
+    values: ValueState
+    beta: Tensor
     pairs: GrowingPairs = field(default_factory=GrowingPairs)
-    average: Tensor | None = None  # (B, H, D) leaky average so far
     pending_key: Tensor | None = None  # (B, H, 1, D)
-    pending_content: Tensor | None = None  # (B, H, 1, D)
 
 
 @dataclass
 class PersistentCache:
-    """State of one persistent memory: only the leaky average (B, H, D) of its keys."""
+    """State of one persistent memory: only that of its keys; beta and alpha (H,) stay."""
 
-    average: Tensor | None = None
+    keys: KeyState
+    beta: Tensor
+    alpha: Tensor
 
 
+@dataclass
 class MemoryCache:
     """All that a mosaic remembers of a text: one pair of caches per block. `length` counts the tokens read."""
 
-    def __init__(self, num_layers: int):
-        self.length = 0
-        self.contextual = [ContextualCache() for _ in range(num_layers)]
-        self.persistent = [PersistentCache() for _ in range(num_layers)]
+    contextual: list[ContextualCache]
+    persistent: list[PersistentCache]
+    length: int = 0
 
 
 class AttentionCache:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mosaic_cli.core import ops
+from mosaic_cli.core.cache import KeyState, ValueState
 from mosaic_cli.core.config import ModelConfig
 
 
@@ -15,11 +16,21 @@ class KeyExtractor(nn.Module):
         self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
         self.leak = nn.Parameter(torch.empty(config.num_heads))  # rho = |10 leak|
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys (B, H, T, D) of unit length, and the running average (B, H, D) to go on with; x is (B, T, C)."""
-        projected = self.project(x).unflatten(-1, (len(self.leak), -1))  # (B, T, H, D)
-        averages = ops.leaky_average(projected, ops.leak_rate(self.leak), state)
-        return ops.normalise(averages), averages[:, :, -1]
+    def forward(self, x: Tensor, state: KeyState | None = None) -> Tensor:
+        """Keys (B, H, T, D) of unit length for x (B, T, C). With a state, x continues what the state has seen."""
+        projected = self.project(x).view(*x.shape[:2], len(self.leak), -1)  # (B, T, H, D)
+        if state is None:
+            return ops.normalise(ops.leaky_average(projected, ops.leak_rate(self.leak)))
+        if x.shape[1] == 1 and state.average is not None:  # decoding: one multiply-add
+            averages = torch.addcmul(projected.transpose(1, 2), state.decay, state.average[:, :, None])
+        else:
+            averages = ops.leaky_average(projected, ops.leak_rate(self.leak), state.average)
+        state.average = averages[:, :, -1]
+        return ops.normalise(averages)
+
+    def make_state(self) -> KeyState:
+        """The state before the first token."""
+        return KeyState(decay=torch.exp(-ops.leak_rate(self.leak)).view(-1, 1, 1))
 
 
 class ValueExtractor(nn.Module):
@@ -31,20 +42,20 @@ class ValueExtractor(nn.Module):
         self.peek = nn.Parameter(torch.empty(config.num_heads))  # gamma
         self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
 
-    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Values and the newest token's content, which waits for its successor.
+    def forward(self, x: Tensor, state: ValueState | None = None) -> Tensor:
+        """Values in the dtype of the projection, for x (B, T, C): (B, H, T - 1, D), the newest token's being unknown.
 
-        Args:
-            x: (B, T, C).
-            previous: content (B, H, 1, D) of the token before, whose value can now be completed.
-
-        Returns:
-            values (B, H, T, D) with `previous`, else (B, H, T - 1, D), in the dtype of the projection; and the
-            content (B, H, 1, D) of the last token.
+        With a state, x continues what the state has seen, and the value that waited for x is the first: (B, H, T, D).
         """
-        content = self.project(x).unflatten(-1, (len(self.peek), -1)).transpose(1, 2)  # (B, H, T, D)
+        content = self.project(x).view(*x.shape[:2], len(self.peek), -1).transpose(1, 2)  # (B, H, T, D)
+        if state is None:
+            return ops.peeked_values(content, self.peek, ops.value_scale(self.scale)).to(content.dtype)
         newest = content[:, :, -1:]
-        if previous is not None:
-            content = torch.cat([previous, content], dim=2)
-        values = ops.peeked_values(content, self.peek, ops.value_scale(self.scale))
-        return values.to(content.dtype), newest
+        if state.pending is not None:
+            content = torch.cat([state.pending, content], dim=2)
+        state.pending = newest
+        return ops.peeked_values(content, self.peek, state.alpha).to(content.dtype)
+
+    def make_state(self) -> ValueState:
+        """The state before the first token."""
+        return ValueState(alpha=ops.value_scale(self.scale))

@@ -17,9 +17,12 @@ class PairRead(nn.Module):
         self.bandwidth = nn.Parameter(torch.empty(config.num_heads))  # beta = exp(2 min(10 bandwidth, 5))
         self.dropout = config.dropout
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`."""
-        beta = ops.inverse_bandwidth(self.bandwidth)
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor | None = None) -> Tensor:
+        """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`.
+
+        `beta` (H,) is this module's own inverse bandwidth, where a cache has it ready.
+        """
+        beta = ops.inverse_bandwidth(self.bandwidth) if beta is None else beta
         return ops.strict_past_read(queries, keys, values, beta, self.dropout if self.training else 0.0)
 
 
@@ -32,9 +35,15 @@ class SlotRead(nn.Module):
         self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
         self.dropout = config.dropout
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries (B, H, T, D), slots (H, M, D) -> reads (B, H, T, D): see `ops.slot_read`."""
-        beta, alpha = ops.inverse_bandwidth(self.bandwidth), ops.value_scale(self.scale)
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor | None = None, alpha: Tensor | None = None
+    ) -> Tensor:
+        """Queries (B, H, T, D), slots (H, M, D) -> reads (B, H, T, D): see `ops.slot_read`.
+
+        `beta` and `alpha` (H,) are this module's own scalars, where a cache has them ready.
+        """
+        beta = ops.inverse_bandwidth(self.bandwidth) if beta is None else beta
+        alpha = ops.value_scale(self.scale) if alpha is None else alpha
         return ops.slot_read(queries, keys, values, beta, alpha, self.dropout if self.training else 0.0)
 
 
@@ -51,18 +60,30 @@ class ContextualMemory(nn.Module):
 
     def forward(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
-        keys, average = self.keys(x, cache.average if cache else None)  # (B, H, T, D)
-        values, content = self.values(x, cache.pending_content if cache else None)
-        queries, stored_keys = ops.neighbours(keys)
-        if cache is not None:
-            if cache.pending_key is not None:
-                queries, stored_keys = keys, torch.cat([cache.pending_key, stored_keys], dim=2)
-            cache.average, cache.pending_key, cache.pending_content = average, keys[:, :, -1:], content
-            stored_keys, values = cache.pairs.append(stored_keys.to(values.dtype), values)
-        reads = self.read(queries, stored_keys, values).transpose(1, 2).flatten(2)  # (B, T or T - 1, C)
+        if cache is None:
+            queries, stored_keys = ops.neighbours(self.keys(x))  # (B, H, T - 1, D)
+            reads = self.read(queries, stored_keys, self.values(x))
+        else:
+            reads = self._continue(x, cache)
+        reads = reads.transpose(1, 2).flatten(2)  # (B, T or T - 1, C)
         if reads.shape[1] < x.shape[1]:  # y_0 = 0: the first token of all asks an empty memory
             reads = torch.cat([torch.zeros_like(x[:, :1], dtype=reads.dtype), reads], dim=1)
         return self.dropout(self.output(reads))
+
+    def _continue(self, x: Tensor, cache: ContextualCache) -> Tensor:
+        """Reads (B, H, T, D) of x (B, T, C), or T - 1 where x begins the text; its pairs but the newest are stored."""
+        keys, values = self.keys(x, cache.keys), self.values(x, cache.values)
+        queries, stored_keys = ops.neighbours(keys)
+        if cache.pending_key is not None:
+            queries = keys
+            stored_keys = torch.cat([cache.pending_key, stored_keys], dim=2)
+        cache.pending_key = keys[:, :, -1:]
+        return self.read(queries, *cache.pairs.append(stored_keys.to(values.dtype), values), cache.beta)
+
+    def make_cache(self) -> ContextualCache:
+        """An empty memory."""
+        beta = ops.inverse_bandwidth(self.read.bandwidth)
+        return ContextualCache(self.keys.make_state(), self.values.make_state(), beta)
 
 
 class PersistentMemory(nn.Module):
@@ -80,8 +101,12 @@ class PersistentMemory(nn.Module):
 
     def forward(self, x: Tensor, cache: PersistentCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
-        keys, average = self.keys(x, cache.average if cache else None)  # (B, H, T, D)
-        if cache is not None:
-            cache.average = average
-        reads = self.read(keys, self.slot_keys, self.slot_values)
+        keys = self.keys(x, cache.keys if cache else None)  # (B, H, T, D)
+        scalars = (cache.beta, cache.alpha) if cache else ()
+        reads = self.read(keys, self.slot_keys, self.slot_values, *scalars)
         return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
+
+    def make_cache(self) -> PersistentCache:
+        """The state before the first token."""
+        beta, alpha = ops.inverse_bandwidth(self.read.bandwidth), ops.value_scale(self.read.scale)
+        return PersistentCache(self.keys.make_state(), beta, alpha)

@@ -61,9 +61,13 @@ class Mosaic(nn.Module):
         """Logits (B, T, V) of hidden states (B, T, C)."""
         return nn.functional.linear(hidden, self.embedding.weight)
 
+    @torch.no_grad()
     def make_cache(self) -> MemoryCache:
-        """An empty memory. It takes batch size, dtype and device from what it first stores."""
-        return MemoryCache(self.config.num_layers)
+        """An empty memory for these weights. It takes batch size, dtype and device from what it first stores."""
+        return MemoryCache(
+            [block.contextual.make_cache() for block in self.blocks],
+            [block.persistent.make_cache() for block in self.blocks],
+        )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

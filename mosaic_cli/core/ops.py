@@ -47,9 +47,6 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         rate, x = rate.to(dtype), x.to(dtype)
-        if T == 1:  # decoding: one multiply-add
-            x = x.transpose(1, 2)
-            return x if state is None else torch.addcmul(x, torch.exp(-rate)[:, None, None], state[:, :, None])
         if n * chunk > T:
             x = F.pad(x, (0, 0, 0, 0, 0, n * chunk - T))
         average = _ChunkAverage.apply(x.reshape(B, n, chunk, H, D), rate)
@@ -168,7 +165,7 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
         (B, H, T - 1, D).
     """
     dtype = torch.promote_types(content.dtype, torch.float32)
-    content, gamma, alpha = content.to(dtype), gamma.to(dtype)[:, None, None], alpha.to(dtype)[:, None, None]
+    content, gamma, alpha = content.to(dtype), gamma.to(dtype).view(-1, 1, 1), alpha.to(dtype).view(-1, 1, 1)
     if torch.is_grad_enabled():
         return _PeekedValues.apply(content, gamma, alpha)
     mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
@@ -218,7 +215,7 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
         (B, H, T, D) in the dtype of `values`.
     """
     T, S = queries.shape[2], keys.shape[2]
-    queries = (queries * beta[:, None, None]).to(values.dtype)
+    queries = (queries * beta.view(-1, 1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
     if T in (S, 1):
         return _attend(queries, keys, values, dropout, is_causal=T > 1)
@@ -244,7 +241,7 @@ def slot_read(
         (B, H, T, D) in the dtype of `values`.
     """
     B, H, T, D = queries.shape
-    dtype, beta, alpha = values.dtype, beta[:, None, None], alpha[:, None, None]
+    dtype, beta, alpha = values.dtype, beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
     scale_slots = keys.shape[1] < B * T
     keys, values = (keys * beta, values * alpha) if scale_slots else (keys, values)
     queries = queries if scale_slots else queries * beta
