@@ -6,19 +6,18 @@ is no folder that looks good and is not, and running it again starts clean.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,13 +30,12 @@ from mosaic_cli.data.shards import (
     SourceInfo,
     SplitInfo,
     TokenizerInfo,
-    file_sha256,
-    sync,
 )
 from mosaic_cli.data.sources import Piece, Source, open_source
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
 from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.files import LOCK_FILE, locked, sha256, sync
 from mosaic_cli.recipe import DataSection
 
 SAMPLE_BYTES = 64 << 20  # memory of the text a BPE is trained on: its merges settle far earlier, and it takes 10 s
@@ -49,7 +47,6 @@ BATCH_CHARS = 1 << 19  # encoded at once: enough for all cores; the library spen
 BATCH_TEXTS = 4096
 BATCHES_AHEAD = 2  # encoded while the next one is read and the one before is written
 REPORT_CHARS = 4 << 20  # between two reports of the first pass
-LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True)
@@ -137,14 +134,12 @@ def _write_manifest(
 ) -> Manifest:
     path = folder / TOKENIZER_FILE
     tokenizer.save(path)
-    with path.open("rb+") as file:
-        sync(file)
     both = [source, source.validation] if source.validation else [source]
     manifest = Manifest(
         dtype=tokenizer.dtype.name,
         vocab_size=tokenizer.vocab_size,
         end_of_text=tokenizer.end_of_text,
-        tokenizer=TokenizerInfo(tokenizer.kind, tokenizer.fingerprint, file_sha256(path)),
+        tokenizer=TokenizerInfo(tokenizer.kind, tokenizer.fingerprint, sha256(path)),
         source=SourceInfo(
             source.requested,
             source.used,
@@ -407,7 +402,12 @@ def _total(source: Source) -> int:
 def _workspace(out: Path, force: bool) -> Iterator[Path]:
     """An empty folder beside `out` that takes its place when the block succeeds, and goes when it does not."""
     partial = out.with_name(f"{out.name}.partial")
-    with _lock(partial, out):
+    busy = DataError(
+        f"another mosaic prepare is writing {out}",
+        where=partial,
+        hint="Wait until it is done, or write elsewhere with --out.",
+    )
+    with locked(partial, busy):
         try:
             _settle(out)
             _check_replaceable(out, force)
@@ -416,30 +416,7 @@ def _workspace(out: Path, force: bool) -> Iterator[Path]:
             _publish(partial, out)
         except BaseException:
             _clear(partial)
-            (partial / LOCK_FILE).unlink(missing_ok=True)
-            with suppress(OSError):  # another run may have moved in already
-                partial.rmdir()
             raise
-
-
-def _lock(partial: Path, out: Path) -> IO:
-    """The locked lock file of `partial`; the system lets go of it when the process ends, however that happens."""
-    while True:
-        partial.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the run before us finished or gave up just now, and its folder is gone
-            file = (partial / LOCK_FILE).open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.close()
-                raise DataError(
-                    f"another mosaic prepare is writing {out}",
-                    where=partial,
-                    hint="Wait until it is done, or write elsewhere with --out.",
-                ) from error
-            if os.path.samestat(os.fstat(file.fileno()), (partial / LOCK_FILE).stat()):
-                return file
-            file.close()
 
 
 def _check_replaceable(out: Path, force: bool) -> None:
@@ -460,12 +437,12 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    _sync_folder(partial)
+    sync(partial)
     if out.exists():
         out.rename(_replaced(out))
     partial.rename(out)
     (out / LOCK_FILE).unlink()
-    _sync_folder(out.parent)
+    sync(out.parent)
     _settle(out)
 
 
@@ -491,12 +468,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != LOCK_FILE:
             entry.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

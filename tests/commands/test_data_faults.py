@@ -95,7 +95,7 @@ DAMAGE = [
     ("train-00000.bin", _alter, "was altered"),
     ("train-00000.bin", _delete, "missing"),
     ("val-00000.bin", _alter, "was altered"),
-    ("manifest.json", _cut, "damaged manifest"),
+    ("manifest.json", _cut, "manifest.json cannot be read"),
     ("manifest.json", _delete, "manifest.json is missing"),
     ("manifest.json", _newer, "format version 99"),
     ("tokenizer.json", _cut, "was altered"),
