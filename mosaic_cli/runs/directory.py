@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mosaic_cli import __version__
 from mosaic_cli.errors import CheckpointError, UsageError
-from mosaic_cli.files import dump_json, load_json, write_atomically
+from mosaic_cli.files import dump_json, load_json, locked, write_atomically
 from mosaic_cli.recipe import RUN_NAME, Recipe
 
 FORMAT_VERSION = 1
@@ -54,6 +54,19 @@ class Run:
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return (self.path / "run.json").is_file()
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the run, begun or not, while the block runs: two processes that train it would mix their steps.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        in_use = UsageError(
+            f"the run {self.name!r} is in use: another mosaic train is at work on it",
+            where=self.path,
+            hint="Wait until it ends, or stop it. Or begin another: --run OTHER-NAME.",
+        )
+        return locked(self.path, in_use)
 
     def info(self) -> dict[str, Any]:
         """The content of run.json."""
