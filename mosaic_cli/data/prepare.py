@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mosaic_cli import __version__
+from mosaic_cli.data.documents import Piece, Source
 from mosaic_cli.data.shards import (
     MANIFEST_FILE,
     SPLITS,
@@ -31,7 +32,7 @@ from mosaic_cli.data.shards import (
     SplitInfo,
     TokenizerInfo,
 )
-from mosaic_cli.data.sources import Piece, Source, open_source
+from mosaic_cli.data.sources import open_source
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
 from mosaic_cli.errors import DataError, UsageError

@@ -16,7 +16,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from mosaic_cli.data.sources import END_OF_TEXT, HubUnreachable, ask_hub
+from mosaic_cli.data.documents import END_OF_TEXT
+from mosaic_cli.data.hub import HubUnreachable, ask_hub
 from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.files import write_atomically
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from mosaic_cli.data import prepare as module
+from mosaic_cli.data.hub import HubUnreachable
 from mosaic_cli.data.prepare import is_held_out, prepare
 from mosaic_cli.data.shards import Manifest, open_split, verify
-from mosaic_cli.data.sources import HubUnreachable
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.recipe import DataSection
@@ -134,8 +134,8 @@ def test_border_between_two_documents(tmp_path):
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "byte", "char"])
 def test_long_document_encodes_as_a_whole(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr("mosaic_cli.data.sources.PIECE_CHARS", 300)
-    monkeypatch.setattr("mosaic_cli.data.sources.BLOCK_BYTES", 200)
+    monkeypatch.setattr("mosaic_cli.data.documents.PIECE_CHARS", 300)
+    monkeypatch.setattr("mosaic_cli.data.file_source.BLOCK_BYTES", 200)
     for name, value in {"SEGMENT_CHARS": 100, "UNCUT_CHARS": 400, "BATCH_CHARS": 250}.items():
         monkeypatch.setattr(module, name, value)
     text = words(0, 2000)
@@ -227,7 +227,7 @@ def test_fallback_is_announced_and_recorded(tmp_path, monkeypatch):
     def unreachable(_data):
         raise HubUnreachable("no network")
 
-    monkeypatch.setattr("mosaic_cli.data.sources._open_hub", unreachable)
+    monkeypatch.setattr("mosaic_cli.data.sources.open_hub", unreachable)
     data = DataSection(source="hub", hub="some/set", if_unreachable="builtin", num_documents=20, tokenizer="byte")
     items = list(prepare(data, tmp_path / "out"))
     assert [item.warning for item in items if item.warning] == [
