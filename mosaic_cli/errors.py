@@ -52,3 +52,8 @@ class Interrupted(MosaicError):
     def __init__(self, message: str, signal_number: int, **details: object):
         super().__init__(message, **details)
         self.exit_code = 128 + signal_number
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without the pages that may follow."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

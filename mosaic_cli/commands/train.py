@@ -41,7 +41,7 @@ def train(
 ) -> None:
     """Train a model as a recipe says; prepares the data first if it is not there. Prints the run's folder."""
     from mosaic_cli.recipe import load_recipe
-    from mosaic_cli.runs.directory import locate_run
+    from mosaic_cli.runs.directory import locate_run, refuse_existing
 
     if recipe is None and not (resume and run is not None):
         raise UsageError("no recipe", hint="mosaic train RECIPE, or mosaic train --resume --run NAME")
@@ -63,9 +63,14 @@ def train(
         from mosaic_cli.commands.dry_run import show_dry_run
 
         return show_dry_run(loaded, json)
-    trainer = _make_trainer(loaded, begun.name, resume)
-    _train(trainer, limit, write_event(trainer.run.path))
-    _report(trainer, json)
+    if resume:
+        _check_begun(begun)
+    else:
+        refuse_existing(begun)
+    with begun.locked():
+        trainer = _make_trainer(loaded, begun, resume)
+        _train(trainer, limit, write_event(begun.path))
+        _report(trainer, json)
 
 
 def _check_begun(run: "Run") -> None:
@@ -77,17 +82,11 @@ def _check_begun(run: "Run") -> None:
         )
 
 
-def _make_trainer(loaded: "LoadedRecipe", run_name: str, resume: bool) -> "Trainer":
+def _make_trainer(loaded: "LoadedRecipe", run: "Run", resume: bool) -> "Trainer":
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.runs.directory import locate_run, refuse_existing
     from mosaic_cli.training.setup import begin, data_differences, take_up
 
     recipe = loaded.recipe
-    run = locate_run(run_name)
-    if resume:
-        _check_begun(run)
-    else:
-        refuse_existing(run)
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
     display.note(f"training on {placement.reason}, seed {recipe.train.seed}")
     if not recipe.data_dir.exists():
@@ -97,7 +96,7 @@ def _make_trainer(loaded: "LoadedRecipe", run_name: str, resume: bool) -> "Train
             f"training on {recipe.data_dir} as it was prepared: {'; '.join(differences)}. To prepare it anew: "
             f"mosaic prepare RECIPE --force"
         )
-    trainer = take_up(run, loaded, placement) if resume else begin(recipe, run_name, placement)
+    trainer = take_up(run, loaded, placement) if resume else begin(recipe, run.name, placement)
     if reason := trainer.run.info()["fallback_reason"]:
         display.warn(f"training on {trainer.run.info()['data_source']}, NOT on what the recipe names: {reason}")
     return trainer

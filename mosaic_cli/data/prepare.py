@@ -1,55 +1,34 @@
-"""From a source to token shards, in two passes and bounded memory; on disk all or nothing.
+"""From a source to token shards, in two passes and bounded memory.
 
 The first pass validates and counts, and keeps a sample for a tokenizer that is to be trained. The second encodes and
-writes. Everything goes to `<out>.partial`, which becomes `out` by a rename at the very end: killed at any moment, there
-is no folder that looks good and is not, and running it again starts clean.
+writes.
 """
 
 import errno
-import fcntl
 import os
 import shutil
-import sys
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
 
 import numpy as np
 
 from mosaic_cli import __version__
-from mosaic_cli.data.shards import (
-    MANIFEST_FILE,
-    SPLITS,
-    Manifest,
-    ShardWriter,
-    SourceInfo,
-    SplitInfo,
-    TokenizerInfo,
-    file_sha256,
-    sync,
-)
-from mosaic_cli.data.sources import Piece, Source, open_source
+from mosaic_cli.data.documents import Source
+from mosaic_cli.data.encoding import Segment, encoded
+from mosaic_cli.data.sample import Sample
+from mosaic_cli.data.shards import SPLITS, Manifest, ShardWriter, SourceInfo, SplitInfo, TokenizerInfo
+from mosaic_cli.data.sources import open_source
+from mosaic_cli.data.splits import parts
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
-from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.data.workspace import workspace
+from mosaic_cli.errors import DataError
+from mosaic_cli.files import sha256
 from mosaic_cli.recipe import DataSection
 
-SAMPLE_BYTES = 64 << 20  # memory of the text a BPE is trained on: its merges settle far earlier, and it takes 10 s
-DISTINCT_BYTES = 3 << 20  # training takes up to 250 bytes a byte of distinct words: Chinese has no spaces between them
-SAMPLE_ITEM_BYTES = 160  # what keeping one text costs besides the text: a tuple and an integer
-SEGMENT_CHARS = 1 << 16  # a longer document is encoded in segments, so that all cores share it
-UNCUT_CHARS = 1 << 19  # without a place to cut, a segment grows up to this: bounds the memory of its tokens
-BATCH_CHARS = 1 << 19  # encoded at once: enough for all cores; the library spends some 200 bytes a token on it
-BATCH_TEXTS = 4096
-BATCHES_AHEAD = 2  # encoded while the next one is read and the one before is written
 REPORT_CHARS = 4 << 20  # between two reports of the first pass
-LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True)
@@ -94,7 +73,7 @@ def prepare(
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     out = Path(out)
     try:
-        with _workspace(out, force) as folder:
+        with workspace(out, force) as folder:
             done = yield from _prepare_into(folder, data)
     except OSError as error:
         hint = "Free some space, or choose another folder with --out." if error.errno == errno.ENOSPC else None
@@ -103,12 +82,6 @@ def prepare(
         ) from error
     yield done
     return done.manifest
-
-
-def is_held_out(document: int, fraction: Fraction) -> bool:
-    """Whether document number `document` (from 0) is for validation: evenly spread, and an exact share of any start."""
-    share, of = fraction.as_integer_ratio()
-    return (document + 1) * share // of > document * share // of
 
 
 def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress, None, PrepareProgress]:
@@ -137,14 +110,12 @@ def _write_manifest(
 ) -> Manifest:
     path = folder / TOKENIZER_FILE
     tokenizer.save(path)
-    with path.open("rb+") as file:
-        sync(file)
     both = [source, source.validation] if source.validation else [source]
     manifest = Manifest(
         dtype=tokenizer.dtype.name,
         vocab_size=tokenizer.vocab_size,
         end_of_text=tokenizer.end_of_text,
-        tokenizer=TokenizerInfo(tokenizer.kind, tokenizer.fingerprint, file_sha256(path)),
+        tokenizer=TokenizerInfo(tokenizer.kind, tokenizer.fingerprint, sha256(path)),
         source=SourceInfo(
             source.requested,
             source.used,
@@ -163,61 +134,14 @@ def _write_manifest(
 
 @dataclass
 class _Scan:
-    """What the first pass finds out.
-
-    fraction: share of the documents held out; 0 where validation has a source of its own.
-    cut: where the joined text is cut instead, if the documents are too few to hold one out.
-    """
+    """What the first pass finds out; `fraction` and `cut` as `parts` takes them."""
 
     fraction: Fraction
     documents: int = 0
     characters: int = 0
     alphabet: set[str] | None = None
-    sample: "_Sample | None" = None
+    sample: Sample | None = None
     cut: int | None = None
-
-
-class _Sample:
-    """Texts spread evenly over all that were offered, within SAMPLE_BYTES however many are: deterministic."""
-
-    def __init__(self) -> None:
-        self._offered = self._size = 0
-        self._limit = 1 << 32
-        self._kept: list[tuple[int, int, str]] = []  # (rank, offset in the joined text, text)
-
-    def add(self, text: str, offset: int) -> None:
-        for start in range(0, len(text), SEGMENT_CHARS):
-            # Multiples of the golden section lie evenly whatever their range, and never in step with the data.
-            rank = self._offered * 2_654_435_769 & 0xFFFF_FFFF
-            self._offered += 1
-            if rank < self._limit:
-                self._kept.append((rank, offset + start, text[start : start + SEGMENT_CHARS]))
-                self._size += _memory(self._kept[-1])
-        while self._size > SAMPLE_BYTES:
-            self._limit //= 2
-            self._kept = [item for item in self._kept if item[0] < self._limit]
-            self._size = sum(map(_memory, self._kept))
-
-    def texts(self, cut: int | None) -> Iterator[str]:
-        """The sample, up to `cut` in the joined text: the tokenizer sees no text that is held out.
-
-        In the order of rank, so that it is spread evenly wherever it stops: at DISTINCT_BYTES.
-        """
-        words: set[str] = set()
-        size = 0
-        for _, offset, text in sorted(self._kept):
-            if cut is not None:
-                text = text[: max(cut - offset, 0)]
-            new = set(text.split()) - words
-            words |= new
-            size += sum(len(word.encode()) for word in new)
-            if size > DISTINCT_BYTES:
-                return
-            yield text
-
-
-def _memory(item: tuple[int, int, str]) -> int:
-    return sys.getsizeof(item[2]) + SAMPLE_ITEM_BYTES
 
 
 def _scan(source: Source, data: DataSection) -> Generator[PrepareProgress, None, _Scan]:
@@ -225,9 +149,9 @@ def _scan(source: Source, data: DataSection) -> Generator[PrepareProgress, None,
     yield PrepareProgress("scan", 0, _total(source), source.unit, warning=warning if source.fallback_reason else None)
     scan = _Scan(Fraction(0) if source.validation else Fraction(str(data.val_fraction)))
     scan.alphabet = set() if data.tokenizer == "char" else None
-    scan.sample = _Sample() if data.tokenizer == "bpe" else None
+    scan.sample = Sample() if data.tokenizer == "bpe" else None
     reported = 0
-    for split, text, ends_document in _by_document(_joined(source), scan.fraction):
+    for split, text, ends_document in parts(source, scan.fraction):
         if scan.alphabet is not None:
             scan.alphabet.update(text)
         if scan.sample is not None and split == "train":
@@ -249,52 +173,6 @@ def _tail_start(scan: _Scan) -> int:
     return cut
 
 
-class _Part(NamedTuple):
-    split: str
-    text: str
-    ends_document: bool
-
-
-def _parts(source: Source, scan: _Scan) -> Iterator[_Part]:
-    if scan.cut is not None:
-        return _by_position(source.pieces(), scan.cut)
-    return _by_document(_joined(source), scan.fraction)
-
-
-def _joined(source: Source) -> Iterator[tuple[str | None, Piece]]:
-    """The source, then its validation source: pieces with the split that this decides, or None."""
-    if source.validation is None:
-        return ((None, piece) for piece in source.pieces())
-    return chain(
-        (("train", piece) for piece in source.pieces()), (("val", piece) for piece in source.validation.pieces())
-    )
-
-
-def _by_document(pieces: Iterable[tuple[str | None, Piece]], fraction: Fraction) -> Iterator[_Part]:
-    document = 0
-    for split, (text, ends_document) in pieces:
-        yield _Part(split or ("val" if is_held_out(document, fraction) else "train"), text, ends_document)
-        document += ends_document
-
-
-def _by_position(pieces: Iterable[Piece], cut: int) -> Iterator[_Part]:
-    """Everything from character `cut` of the joined text on is `val`."""
-    for text, ends_document in pieces:
-        before = min(max(cut, 0), len(text))
-        if before:
-            yield _Part("train", text[:before], ends_document and before == len(text))
-        if before < len(text):
-            yield _Part("val", text[before:], ends_document)
-        cut -= len(text)
-
-
-class _Segment(NamedTuple):
-    split: str
-    text: str
-    ends_document: bool
-    ends_stretch: bool  # nothing more of this document in this split
-
-
 def _encode(
     folder: Path, source: Source, scan: _Scan, tokenizer: Tokenizer
 ) -> Generator[PrepareProgress, None, dict[str, SplitInfo]]:
@@ -302,7 +180,7 @@ def _encode(
     totals = {split: SplitInfo(0, 0, 0, 0, []) for split in SPLITS}
     documents = 0
     yield PrepareProgress("encode", 0, _total(source), source.unit)
-    for segments, arrays in _encoded(_batches(_segments(_parts(source, scan), tokenizer)), tokenizer):
+    for segments, arrays in encoded(parts(source, scan.fraction, scan.cut), tokenizer):
         for split, writer in writers.items():
             chosen = [(segment, ids) for segment, ids in zip(segments, arrays, strict=True) if segment.split == split]
             _write(writer, chosen, tokenizer.end_of_text)
@@ -324,14 +202,14 @@ def _encode(
     }
 
 
-def _write(writer: ShardWriter, chosen: list[tuple[_Segment, np.ndarray]], end_of_text: int) -> None:
+def _write(writer: ShardWriter, chosen: list[tuple[Segment, np.ndarray]], end_of_text: int) -> None:
     end = np.array([end_of_text], dtype=writer.dtype)
     arrays = [array for segment, ids in chosen for array in ((ids, end) if segment.ends_document else (ids,))]
     if arrays:
         writer.write(np.concatenate(arrays))
 
 
-def _add(total: SplitInfo, segments: list[_Segment]) -> SplitInfo:
+def _add(total: SplitInfo, segments: list[Segment]) -> SplitInfo:
     return replace(
         total,
         documents=total.documents + sum(segment.ends_stretch for segment in segments),
@@ -340,163 +218,9 @@ def _add(total: SplitInfo, segments: list[_Segment]) -> SplitInfo:
     )
 
 
-def _segments(parts: Iterable[_Part], tokenizer: Tokenizer) -> Iterator[_Segment]:
-    """Documents, the long ones cut where it makes no difference to their tokens."""
-    held, split = "", ""
-    for part in parts:
-        if held and part.split != split:
-            yield _Segment(split, held, False, True)
-            held = ""
-        split, text, start = part.split, held + part.text, 0
-        while (cut := _next_cut(text, start, tokenizer)) is not None:
-            yield _Segment(split, text[start:cut], False, False)
-            start = cut
-        held = text[start:]
-        if part.ends_document:
-            yield _Segment(split, held, True, True)
-            held = ""
-
-
-def _next_cut(text: str, start: int, tokenizer: Tokenizer) -> int | None:
-    """Where the segment that starts at `start` ends; None while it may still grow."""
-    length = len(text) - start
-    if length <= SEGMENT_CHARS:
-        return None
-    cut = tokenizer.cut(text, start, start + SEGMENT_CHARS, start + UNCUT_CHARS)
-    if cut is None and length > UNCUT_CHARS:
-        return tokenizer.forced_cut(text, start + UNCUT_CHARS)
-    return cut
-
-
-def _batches(segments: Iterable[_Segment]) -> Iterator[list[_Segment]]:
-    batch, size = [], 0
-    for segment in segments:
-        batch.append(segment)
-        size += len(segment.text)
-        if size >= BATCH_CHARS or len(batch) >= BATCH_TEXTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encoded(
-    batches: Iterable[list[_Segment]], tokenizer: Tokenizer
-) -> Iterator[tuple[list[_Segment], list[np.ndarray]]]:
-    """Each batch with its tokens, in order. Encoding lets go of the interpreter, so reading and writing go on."""
-    waiting: deque = deque()
-    with ThreadPoolExecutor(BATCHES_AHEAD) as pool:
-        for batch in batches:
-            waiting.append((batch, pool.submit(tokenizer.encode_batch, [segment.text for segment in batch])))
-            if len(waiting) > BATCHES_AHEAD:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
-
-
 def _done(source: Source) -> int:
     return source.done + (source.validation.done if source.validation else 0)
 
 
 def _total(source: Source) -> int:
     return source.total + (source.validation.total if source.validation else 0)
-
-
-@contextmanager
-def _workspace(out: Path, force: bool) -> Iterator[Path]:
-    """An empty folder beside `out` that takes its place when the block succeeds, and goes when it does not."""
-    partial = out.with_name(f"{out.name}.partial")
-    with _lock(partial, out):
-        try:
-            _settle(out)
-            _check_replaceable(out, force)
-            _clear(partial)
-            yield partial
-            _publish(partial, out)
-        except BaseException:
-            _clear(partial)
-            (partial / LOCK_FILE).unlink(missing_ok=True)
-            with suppress(OSError):  # another run may have moved in already
-                partial.rmdir()
-            raise
-
-
-def _lock(partial: Path, out: Path) -> IO:
-    """The locked lock file of `partial`; the system lets go of it when the process ends, however that happens."""
-    while True:
-        partial.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the run before us finished or gave up just now, and its folder is gone
-            file = (partial / LOCK_FILE).open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.close()
-                raise DataError(
-                    f"another mosaic prepare is writing {out}",
-                    where=partial,
-                    hint="Wait until it is done, or write elsewhere with --out.",
-                ) from error
-            if os.path.samestat(os.fstat(file.fileno()), (partial / LOCK_FILE).stat()):
-                return file
-            file.close()
-
-
-def _check_replaceable(out: Path, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise UsageError(f"{out} is there already", where=out, hint="Replace it with --force, or choose another --out.")
-    if not _is_prepared(out):
-        raise UsageError(
-            f"{out} holds other things than prepared data and is not replaced", where=out, hint="Choose another --out."
-        )
-
-
-def _is_prepared(folder: Path) -> bool:
-    """Whether everything in a folder is ours: only then may it be removed."""
-    ours = {MANIFEST_FILE, TOKENIZER_FILE, LOCK_FILE}
-    return folder.is_dir() and all(file.name in ours or file.suffix == ".bin" for file in folder.iterdir())
-
-
-def _publish(partial: Path, out: Path) -> None:
-    _sync_folder(partial)
-    if out.exists():
-        out.rename(_replaced(out))
-    partial.rename(out)
-    (out / LOCK_FILE).unlink()
-    _sync_folder(out.parent)
-    _settle(out)
-
-
-def _settle(out: Path) -> None:
-    """What a replacement left behind: the old data is put back if the new never took its place, else removed."""
-    old = _replaced(out)
-    if not old.exists():
-        return
-    if not out.exists():
-        old.rename(out)
-    elif _is_prepared(old):
-        shutil.rmtree(old)
-
-
-def _replaced(out: Path) -> Path:
-    return out.with_name(f".{out.name}.replaced")
-
-
-def _clear(folder: Path) -> None:
-    """Removes everything in a folder but the lock."""
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK_FILE:
-            entry.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,12 +4,10 @@ docs/formats.md specifies the format. The manifest is written last, so a folder 
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.files import dump_json, load_json, sha256, sync, write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -96,12 +95,8 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write manifest.json and wait until it is on disk."""
-        text = json.dumps(
-            {"format": "mosaic.data", "format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False
-        )
-        with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            sync(file)
+        values = {"format": "mosaic.data", "format_version": FORMAT_VERSION, **asdict(self)}
+        write_atomically(folder / MANIFEST_FILE, dump_json(values))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Manifest":
@@ -111,23 +106,28 @@ class Manifest:
             UsageError: no such folder.
             DataError: no manifest, a damaged one, or one of a newer format version.
         """
-        path = Path(folder) / MANIFEST_FILE
-        values = _read_json(path)
-        version = values.pop("format_version", None)
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise DataError(
-                f"the data has format version {version}; this mosaic reads up to {FORMAT_VERSION}",
-                where=path,
-                hint="Update mosaic, or prepare the data again with this one.",
+        folder = Path(folder)
+        path = folder / MANIFEST_FILE
+        if not folder.is_dir():
+            raise UsageError(
+                f"no such folder: {folder}",
+                where=folder,
+                hint=f"Prepare the data: mosaic prepare RECIPE --out {folder}",
             )
-        if version != FORMAT_VERSION or values.pop("format", None) != "mosaic.data":
-            raise _damaged("not a manifest of token shards", path)
+        if not path.exists():
+            raise DataError(f"no prepared data: {MANIFEST_FILE} is missing", where=folder, hint=_again(folder))
+        values = load_json(path, FORMAT_VERSION, DataError, hint=_again(folder))
+        del values["format_version"]
+        if values.pop("format", None) != "mosaic.data":
+            raise DataError("not a manifest of token shards", where=path, hint=_again(folder))
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise _damaged(f"damaged manifest: {key}: {first['msg'].lower()}", path) from error
+            raise DataError(
+                f"damaged manifest: {key}: {first['msg'].lower()}", where=path, hint=_again(folder)
+            ) from error
 
 
 class ShardWriter:
@@ -168,9 +168,10 @@ class ShardWriter:
         self._hash, self._in_file = hashlib.sha256(), 0
 
     def _close(self) -> None:
-        sync(self._file)
         self._file.close()
-        self._files.append(ShardFile(Path(self._file.name).name, self._in_file, self._hash.hexdigest()))
+        path = Path(self._file.name)
+        sync(path)
+        self._files.append(ShardFile(path.name, self._in_file, self._hash.hexdigest()))
         self._file = None
 
 
@@ -236,8 +237,8 @@ def open_split(folder: str | Path, split: str, verify: bool = True) -> TokenShar
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
-    for name, size, sha256 in _expected_files(manifest, (split,)):
-        if problem := _file_problem(folder / name, size, sha256 if verify else None):
+    for name, size, checksum in _expected_files(manifest, (split,)):
+        if problem := _file_problem(folder / name, size, checksum if verify else None):
             raise DataError(problem, where=folder / name, hint=_again(folder))
     return TokenShards(folder, manifest, split)
 
@@ -251,9 +252,9 @@ def verify(folder: str | Path) -> VerifyReport:
     folder = Path(folder)
     manifest = Manifest.load(folder)
     problems, num_files, num_bytes = [], 0, 0
-    for name, size, sha256 in _expected_files(manifest, SPLITS):
+    for name, size, checksum in _expected_files(manifest, SPLITS):
         num_files += 1
-        if problem := _file_problem(folder / name, size, sha256):
+        if problem := _file_problem(folder / name, size, checksum):
             problems.append(f"{name}: {problem}")
         else:
             num_bytes += (folder / name).stat().st_size
@@ -263,7 +264,7 @@ def verify(folder: str | Path) -> VerifyReport:
 
 
 def _expected_files(manifest: Manifest, splits: tuple[str, ...]) -> Iterator[tuple[str, int | None, str]]:
-    """(name, bytes or None where the checksum alone vouches, sha256)."""
+    """(name, bytes or None where the checksum alone vouches, checksum)."""
     yield TOKENIZER_FILE, None, manifest.tokenizer.sha256
     item_bytes = np.dtype(manifest.dtype).itemsize
     for split in splits:
@@ -271,12 +272,12 @@ def _expected_files(manifest: Manifest, splits: tuple[str, ...]) -> Iterator[tup
             yield file.name, file.tokens * item_bytes, file.sha256
 
 
-def _file_problem(path: Path, size: int | None, sha256: str | None) -> str | None:
+def _file_problem(path: Path, size: int | None, checksum: str | None) -> str | None:
     try:
         found = path.stat().st_size
         if size is not None and found != size:
             return f"the file has {found:,} bytes instead of {size:,}"
-        if sha256 and file_sha256(path) != sha256:
+        if checksum and sha256(path) != checksum:
             return "the file was altered: its checksum is not the manifest's"
     except FileNotFoundError:
         return "the file is missing"
@@ -299,41 +300,5 @@ def _content_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{split}: token {highest} in a vocabulary of {manifest.vocab_size}"
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(path: Path) -> dict:
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"no such folder: {path.parent}",
-            where=path.parent,
-            hint=f"Prepare the data: mosaic prepare RECIPE --out {path.parent}",
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"no prepared data: {MANIFEST_FILE} is missing", where=path.parent, hint=_again(path.parent)
-        ) from error
-    except (OSError, ValueError) as error:
-        raise _damaged(f"damaged manifest: {error}", path) from error
-    if not isinstance(values, dict):
-        raise _damaged("damaged manifest: not a JSON object", path)
-    return values
-
-
-def _damaged(message: str, path: Path) -> DataError:
-    return DataError(message, where=path, hint=_again(path.parent))
-
-
 def _again(folder: Path) -> str:
     return f"Prepare the data again: mosaic prepare RECIPE --out {folder} --force"
-
-
-def sync(file: IO) -> None:
-    """Wait until a file's content is on disk."""
-    file.flush()
-    os.fsync(file.fileno())

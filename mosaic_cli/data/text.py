@@ -7,7 +7,7 @@ import numpy as np
 
 from mosaic_cli.data.sources import open_source
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.recipe import DataSection
 
 
@@ -21,7 +21,7 @@ class TextTokens:
         return len(self.ids)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop (not included), int64."""
+        """Tokens start to stop (not included) as an int64 array (stop - start,)."""
         return self.ids[start:stop]
 
 
@@ -43,7 +43,12 @@ def tokens_of_file(name: str, tokenizer: Tokenizer, text_field: str = "text") ->
         for piece in open_source(data, Path(spool)).pieces():
             text += piece.text
             if piece.ends_document:
+                try:
+                    ids = tokenizer.encode(text)
+                except DataError as error:
+                    error.where = f"{name}, document {len(parts) + 1}: {error.where}"
+                    raise
                 num_bytes += len(text.encode())
-                parts.append(np.array([*tokenizer.encode(text), tokenizer.end_of_text], dtype=np.int64))
+                parts.append(np.array([*ids, tokenizer.end_of_text], dtype=np.int64))
                 text = ""
     return TextTokens(np.concatenate(parts)), num_bytes

@@ -16,8 +16,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from mosaic_cli.data.sources import END_OF_TEXT, HubUnreachable, ask_hub
+from mosaic_cli.data.documents import END_OF_TEXT
+from mosaic_cli.data.hub import HubUnreachable, ask_hub
 from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.files import write_atomically
 
 FILE_NAME = "tokenizer.json"
 GPT2_REPOSITORY = "openai-community/gpt2"
@@ -145,8 +147,8 @@ class Tokenizer:
         return cls(_with_end(inner))
 
     def save(self, path: str | Path) -> None:
-        """Write tokenizer.json."""
-        Path(path).write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        """Write tokenizer.json, whole or not at all."""
+        write_atomically(Path(path), self._inner.to_str(pretty=True))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text and nothing else.

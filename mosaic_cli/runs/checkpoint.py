@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import LanguageModel, build_model
 from mosaic_cli.errors import CheckpointError, UsageError
-from mosaic_cli.runs.files import dump_json, load_json, sha256, sync, write_atomically
+from mosaic_cli.files import dump_json, load_json, sha256, sync, write_atomically
 
 FORMAT_VERSION = 1
 HASHED = ("config.json", "model.safetensors", "optimizer.safetensors")
@@ -70,7 +70,7 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
         sync(folder)
-    except (OSError, SafetensorError, CheckpointError) as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {state.step} could not be saved: {error}",
@@ -86,11 +86,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing, truncated or altered.
     """
-    try:
-        state = load_json(path / "state.json", FORMAT_VERSION, CheckpointError)
-    except CheckpointError as error:
-        error.hint = error.hint or _ANOTHER
-        raise
+    state = load_json(path / "state.json", FORMAT_VERSION, CheckpointError, hint=_ANOTHER)
     hashes, own = state.pop("sha256", None), _hash_values(state)
     if not isinstance(hashes, dict) or hashes.get("state.json") != own:
         raise _damaged("state.json", path)

@@ -10,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mosaic_cli import __version__
 from mosaic_cli.errors import CheckpointError, UsageError
+from mosaic_cli.files import dump_json, load_json, locked, write_atomically
 from mosaic_cli.recipe import RUN_NAME, Recipe
-from mosaic_cli.runs.files import dump_json, load_json, write_atomically, writing
 
 FORMAT_VERSION = 1
 RUNS = Path("runs")
@@ -53,17 +55,39 @@ class Run:
         """Whether a run was begun here."""
         return (self.path / "run.json").is_file()
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the run, begun or not, while the block runs: two processes that train it would mix their steps.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        in_use = UsageError(
+            f"the run {self.name!r} is in use: another mosaic train is at work on it",
+            where=self.path,
+            hint="Wait until it ends, or stop it. Or begin another: --run OTHER-NAME.",
+        )
+        return locked(self.path, in_use)
+
     def info(self) -> dict[str, Any]:
         """The content of run.json."""
         return load_json(self.path / "run.json", FORMAT_VERSION, CheckpointError)
 
+    def write(self, name: str, text: str) -> None:
+        """Replace a file of the run, given by its path inside the folder.
+
+        Raises:
+            CheckpointError: it could not be written; the old one is untouched.
+        """
+        with _writing(self.path / name):
+            write_atomically(self.path / name, text)
+
     def update_info(self, **values: Any) -> None:
         """Change some values of run.json."""
-        write_atomically(self.path / "run.json", dump_json({**self.info(), **values}))
+        self.write("run.json", dump_json({**self.info(), **values}))
 
     def log(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
-        with writing(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
+        with _writing(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -83,7 +107,7 @@ class Run:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`, which a resumed run will do again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
-        write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def pointer(self, name: str) -> Path | None:
         """The checkpoint that `latest` or `best` names, or None where there is none yet."""
@@ -94,7 +118,7 @@ class Run:
 
     def point(self, name: str, checkpoint: Path) -> None:
         """Let `latest` or `best` name a checkpoint."""
-        write_atomically(self.checkpoints / name, checkpoint.name + "\n")
+        self.write(f"checkpoints/{name}", checkpoint.name + "\n")
 
     def prune(self, keep: int) -> None:
         """Delete all checkpoints but the newest `keep`, the best one and the latest one, and what a kill left half
@@ -117,9 +141,9 @@ def create_run(name: str, recipe: Recipe, root: Path = RUNS, **info: Any) -> Run
     run = locate_run(name, root)
     refuse_existing(run)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.recipe_path, recipe.to_yaml())
-    write_atomically(
-        run.path / "run.json",
+    run.write("recipe.yaml", recipe.to_yaml())
+    run.write(
+        "run.json",
         dump_json(
             {
                 "format_version": FORMAT_VERSION,
@@ -210,6 +234,19 @@ def _checkpoint_of(run: Run, which: str) -> Path:
             hint=f"Steps saved: {there}.",
         )
     return checkpoint
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns a write that the system refuses (a full disk, say) into a CheckpointError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} could not be written: {error.strerror}",
+            where=path,
+            hint="Free some disk space, then train with --resume.",
+        ) from error
 
 
 def _similar_runs(name: str, root: Path) -> str:

@@ -13,7 +13,6 @@ from mosaic_cli.device import Placement
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.runs.directory import Run, create_run, locate_run, refuse_existing
-from mosaic_cli.runs.files import write_atomically
 from mosaic_cli.training.loop import Trainer
 
 MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
@@ -99,7 +98,7 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
             hint=f"Train on with --steps above {step}, or use it as it is.",
         )
     if recipe != begun_with:
-        write_atomically(run.recipe_path, recipe.to_yaml())
+        run.write("recipe.yaml", recipe.to_yaml())
     run.update_info(
         status="running", error=None, data_dir=str(recipe.data_dir), resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z")
     )

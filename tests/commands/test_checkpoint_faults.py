@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic_cli.runs.files import dump_json
+from mosaic_cli.files import dump_json
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json")
 LATEST = "runs/tiny/checkpoints/step-00000008"

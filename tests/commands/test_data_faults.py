@@ -60,6 +60,14 @@ def test_text_that_cannot_be_evaluated_on(world, refused, content, message):
     assert message in error["message"] and error["where"]
 
 
+def test_a_character_that_the_tokenizer_lacks_is_named_with_its_file(world, refused):
+    (world / "other.txt").write_text("the cat<|endoftext|>the c~t")
+    error = refused(1, "eval", "--ckpt", "tiny", "--on", "other.txt")
+    assert (
+        "the character '~'" in error["message"] and error["where"] == "other.txt, document 2: character 5 of the text"
+    )
+
+
 def test_a_field_that_the_records_lack(world, refused):
     (world / "other.jsonl").write_text('{"story": "the cat"}\n')
     error = refused(1, "eval", "--ckpt", "tiny", "--on", "other.jsonl")
@@ -95,7 +103,7 @@ DAMAGE = [
     ("train-00000.bin", _alter, "was altered"),
     ("train-00000.bin", _delete, "missing"),
     ("val-00000.bin", _alter, "was altered"),
-    ("manifest.json", _cut, "damaged manifest"),
+    ("manifest.json", _cut, "manifest.json cannot be read"),
     ("manifest.json", _delete, "manifest.json is missing"),
     ("manifest.json", _newer, "format version 99"),
     ("tokenizer.json", _cut, "was altered"),

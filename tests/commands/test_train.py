@@ -37,12 +37,12 @@ def _disk_full_after(allowed, name=""):
         if mode in ("w", "a") and name in str(file):
             opened.append(file)
             if len(opened) > allowed:
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(errno.ENOSPC, "No space left on device", str(file))
         return open(file, mode, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("files", "directory"):
-            patch.setattr(f"mosaic_cli.runs.{module}.open", full_open, raising=False)
+        for module in ("files", "runs.directory"):
+            patch.setattr(f"mosaic_cli.{module}.open", full_open, raising=False)
         yield
 
 

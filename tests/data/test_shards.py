@@ -13,12 +13,12 @@ from mosaic_cli.data.shards import (
     SourceInfo,
     SplitInfo,
     TokenizerInfo,
-    file_sha256,
     open_split,
     verify,
 )
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.files import sha256
 
 
 def write_shards(folder, tokens, dtype="uint16", **changes):
@@ -37,7 +37,7 @@ def write_shards(folder, tokens, dtype="uint16", **changes):
         "vocab_size": 257,
         "end_of_text": 256,
         "source": SourceInfo("files: a", "files: a"),
-        "tokenizer": TokenizerInfo("byte", tokenizer.fingerprint, file_sha256(folder / "tokenizer.json")),
+        "tokenizer": TokenizerInfo("byte", tokenizer.fingerprint, sha256(folder / "tokenizer.json")),
         "created_by": "mosaic test",
         "settings": {"files": ["a"]},
         **infos,
@@ -155,7 +155,7 @@ def test_tokenizer_that_is_not_the_manifests(tmp_path):
     tokenizer = Tokenizer.of_characters("ab")
     tokenizer.save(other / "tokenizer.json")
     manifest = json.loads((other / "manifest.json").read_text())
-    manifest["tokenizer"]["sha256"] = file_sha256(other / "tokenizer.json")
+    manifest["tokenizer"]["sha256"] = sha256(other / "tokenizer.json")
     (other / "manifest.json").write_text(json.dumps(manifest))
     assert verify(other).problems == ["tokenizer.json: not the tokenizer the manifest describes"]
 
@@ -163,9 +163,10 @@ def test_tokenizer_that_is_not_the_manifests(tmp_path):
 def test_newer_format_is_refused(shards):
     manifest = json.loads((shards / "manifest.json").read_text())
     (shards / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2, "shape": "unknown"}))
-    with pytest.raises(DataError, match="format version 2; this mosaic reads up to 1") as caught:
+    with pytest.raises(DataError, match="format version 2, this toolkit reads up to 1") as caught:
         open_split(shards, "train")
-    assert caught.value.where == str(shards / "manifest.json") and "Update mosaic" in caught.value.hint
+    assert caught.value.where == str(shards / "manifest.json")
+    assert "newer version" in caught.value.hint and "mosaic prepare" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from tokenizers import Tokenizer as Inner
 
 from mosaic_cli.data import tokenizer as tokenizer_module
-from mosaic_cli.data.sources import HubUnreachable
+from mosaic_cli.data.hub import HubUnreachable
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
 from mosaic_cli.errors import DataError, UsageError
 

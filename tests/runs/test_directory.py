@@ -2,7 +2,7 @@
 
 import pytest
 
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import CheckpointError, UsageError
 from mosaic_cli.recipe import load_recipe
 from mosaic_cli.runs.directory import Run, create_run, find_checkpoint, locate_run
 
@@ -37,6 +37,18 @@ def test_a_run_is_begun_once(run):
 def test_a_name_is_not_a_path(workdir, name):
     with pytest.raises(UsageError, match="not a plain name"):
         locate_run(name)
+
+
+def test_a_failed_write_names_the_file_and_leaves_the_old_one(run, monkeypatch):
+    run.write("recipe.yaml", "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match=r"recipe\.yaml could not be written: No space left") as caught:
+        run.write("recipe.yaml", "new")
+    assert run.recipe_path.read_text() == "old" and caught.value.where == str(run.recipe_path)
 
 
 def test_metrics_leave_out_a_torn_line_and_forget(run):

@@ -79,6 +79,31 @@ def test_killed_by_the_clock(whole, world, steps, seconds):
     _assert_ends_as(whole["mosaic"][0])
 
 
+def test_a_run_in_use_is_not_taken_up(whole, world, refused):
+    for resume in ([], ["--resume"]):
+        before = CUT.info()["step"] if resume else 0
+        process = start("train", RECIPES["mosaic"], "--run", CUT.name, "--steps", 1_000_000, *resume)
+        while not CUT.exists() or CUT.info().get("step", 0) <= before:
+            assert process.is_alive()
+            time.sleep(0.01)
+        for recipe in ([], [RECIPES["mosaic"]]):
+            error = refused(2, "train", *recipe, "--resume", "--run", CUT.name)
+            assert error["message"].startswith("the run 'cut' is in use") and error["where"] == "runs/cut"
+            assert "Wait until it ends" in error["hint"]
+        assert "the run 'cut' exists" in refused(2, "train", RECIPES["mosaic"], "--run", CUT.name)["message"]
+        process.kill()
+        assert wait(process).code == -signal.SIGKILL
+    steps = CUT.metrics()[-1]["step"] + 2
+    assert _train("mosaic", "--steps", steps).code == 0 and CUT.info()["status"] == "finished"
+    assert not (CUT.path / "lock").exists()
+
+
+def test_a_run_that_another_process_is_about_to_begin(world, refused):
+    with CUT.locked():
+        assert "the run 'cut' is in use" in refused(2, "train", RECIPES["mosaic"], "--run", CUT.name)["message"]
+    assert not CUT.path.exists()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_lets_the_step_finish_and_saves(whole, world, number, code):
     run, changes = whole["mosaic"]

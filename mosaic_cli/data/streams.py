@@ -1,0 +1,117 @@
+"""Files as streams of bytes: found, decompressed, and copied to disk where they could be read only once."""
+
+import gzip
+import io
+import os
+import shutil
+import stat
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mosaic_cli.errors import DataError, UsageError, first_line
+
+BLOCK_BYTES = 1 << 20  # bytes read at a time
+ZSTD_READ_BYTES = 4096  # zstd can blow one input byte up to 32 kB, so this bounds one step's output at 128 MB
+
+
+def find_files(name: str, spool: Path) -> list[tuple[Path, str]]:
+    """(path, name for messages) of every file that an entry of `data.files` stands for.
+
+    Args:
+        name: a file, a folder (its files in the order of their paths), a named pipe, or `-` for standard input.
+        spool: a folder for a copy of what can be read only once.
+
+    Raises:
+        UsageError: there is no such thing.
+        DataError: the folder holds no files.
+    """
+    if name == "-":
+        return [(_spooled(sys.stdin.buffer, spool), "standard input")]
+    path = Path(name)
+    if path.is_dir():
+        files = [Path(folder, file) for folder, _, files in os.walk(path) for file in files]
+        visible = [file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        if not visible:
+            raise DataError("the folder holds no files", where=name)
+        return [(file, str(file)) for file in sorted(visible)]
+    if not path.exists():
+        raise UsageError(
+            f"no such file or folder: {name}",
+            where=name,
+            hint=f"Relative names count from beside the recipe and from {Path.cwd()}.",
+        )
+    if stat.S_ISFIFO(path.stat().st_mode):
+        with path.open("rb") as pipe:
+            return [(_spooled(pipe, spool), name)]
+    if not path.is_file():
+        raise UsageError(f"neither a file nor a folder: {name}", where=name)
+    return [(path, name)]
+
+
+def _spooled(stream: BinaryIO, spool: Path) -> Path:
+    """A copy on disk of a stream that can be read only once."""
+    path = spool / f"spooled-{len(list(spool.glob('spooled-*')))}"
+    with path.open("xb") as file:
+        shutil.copyfileobj(stream, file)
+    return path
+
+
+def decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
+    """The stream of a file whose name ends in `suffix`: unpacked if that is .gz or .zst."""
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    return io.BufferedReader(_ZstdReader(raw), BLOCK_BYTES) if suffix == ".zst" else raw
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompresses frame after frame and, unlike zstandard's own reader, notices a stream that stops too early."""
+
+    def __init__(self, raw: BinaryIO):
+        import zstandard
+
+        self._raw, self._new_frame = raw, zstandard.ZstdDecompressor().decompressobj
+        self._frame, self._ready, self._unused = None, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            data = self._unused or self._raw.read(ZSTD_READ_BYTES)
+            if not data:
+                if self._frame:
+                    raise EOFError("the compressed stream stops too early")
+                return 0
+            self._frame = self._frame or self._new_frame()
+            self._ready = self._frame.decompress(data)
+            self._unused = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns what a broken or unreadable file raises into a DataError that names it."""
+    try:
+        yield
+    except (EOFError, zlib.error) as error:
+        raise _broken(f"broken compressed stream: {error}", name) from error
+    except OSError as error:
+        if error.errno:
+            raise DataError(f"cannot read it: {error.strerror}", where=name) from error
+        raise _broken(f"broken file: {first_line(error)}", name) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("zstandard", "zstd", "pyarrow"):
+            raise _broken(f"broken file: {first_line(error)}", name) from error
+        raise
+
+
+def _broken(message: str, name: str) -> DataError:
+    return DataError(message, where=name, hint="Fetch or make it again; what is lost cannot be skipped.")
