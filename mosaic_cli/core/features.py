@@ -20,7 +20,7 @@ class KeyExtractor(nn.Module):
         """Keys (B, H, T, D) of unit length for x (B, T, C). With a state, x continues what the state has seen."""
         projected = self.project(x).view(*x.shape[:2], len(self.leak), -1)  # (B, T, H, D)
         if state is None:
-            return ops.normalise(ops.leaky_average(projected, ops.leak_rate(self.leak)))
+            return ops.leaky_keys(projected, ops.leak_rate(self.leak))
         if x.shape[1] == 1 and state.average is not None:  # decoding: one multiply-add
             averages = torch.addcmul(projected.transpose(1, 2), state.decay, state.average[:, :, None])
         else:

@@ -27,7 +27,7 @@ def value_scale(theta: Tensor) -> Tensor:
     return torch.exp(10 * theta)
 
 
-def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tensor:
+def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None, reverse: bool = False) -> Tensor:
     """a_T = x_T + exp(-rate_h) a_{T-1}, exactly, in O(T * chunk) and float32 or better (v1, leaky average of the keys).
 
     Inside a chunk a dense decay matrix is applied; the averages at the chunks' ends are themselves a leaky average, of
@@ -37,6 +37,7 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
         x: (B, T, H, D).
         rate: (H,), not negative.
         state: (B, H, D), a_{-1}; None means zero.
+        reverse: run from the last token to the first: a_T = x_T + exp(-rate_h) a_{T+1}.
 
     Returns:
         (B, H, T, D), a view of memory in the order of x; the last one is the state to go on with.
@@ -49,40 +50,15 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
         rate, x = rate.to(dtype), x.to(dtype)
         if n * chunk > T:
             x = F.pad(x, (0, 0, 0, 0, 0, n * chunk - T))
-        average = _ChunkAverage.apply(x.reshape(B, n, chunk, H, D), rate)
+        x = x.reshape(B, n, chunk, H, D)
+        steps = torch.arange(chunk, device=x.device, dtype=dtype)
+        decay = torch.exp(-rate.view(-1, 1, 1) * (steps[:, None] - steps).clamp_(min=0)).tril()  # (H, chunk, chunk)
+        average = _from_columns(torch.bmm(decay.mT if reverse else decay, _to_columns(x)), x.shape)
         if n > 1 or state is not None:
-            carry = _carry_into_chunks(average[:, :, -1], rate * chunk, state)  # (B, n, H, D)
-            steps = torch.arange(1, chunk + 1, device=x.device, dtype=dtype)
-            fade = torch.exp(-rate * steps[:, None])  # (chunk, H)
+            carry = _carry_into_chunks(average[:, :, 0 if reverse else -1], rate * chunk, state, reverse)
+            fade = torch.exp(-rate * ((chunk - steps) if reverse else (steps + 1))[:, None])  # (chunk, H)
             average = torch.addcmul(average, fade[..., None], carry[:, :, None])
         return average.view(B, n * chunk, H, D)[:, :T].transpose(1, 2)
-
-
-class _ChunkAverage(torch.autograd.Function):
-    """The leaky average inside each chunk of x (B, n, chunk, H, D), from nothing, by one matrix product per head.
-
-    The gradient is written out: autograd would record the making of the decay matrix in a dozen small steps.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, rate: Tensor) -> Tensor:
-        chunk = x.shape[2]
-        steps = torch.arange(chunk, device=x.device, dtype=x.dtype)
-        lags = (steps[:, None] - steps).clamp_(min=0)
-        decay = torch.exp(-rate[:, None, None] * lags).tril_()  # (H, chunk, chunk)
-        columns = _to_columns(x)
-        ctx.shape = x.shape
-        ctx.save_for_backward(columns, decay, lags)
-        return _from_columns(torch.bmm(decay, columns), x.shape)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        columns, decay, lags = ctx.saved_tensors
-        gradient = _to_columns(gradient)
-        by_decay = torch.bmm(gradient, columns.transpose(1, 2))  # (H, chunk, chunk)
-        by_rate = -(by_decay.mul_(decay).mul_(lags)).sum(dim=(1, 2))
-        return _from_columns(torch.bmm(decay.transpose(1, 2), gradient), ctx.shape), by_rate
 
 
 def _to_columns(x: Tensor) -> Tensor:
@@ -96,12 +72,58 @@ def _from_columns(columns: Tensor, shape: torch.Size) -> Tensor:
     return columns.view(H, chunk, B, n, D).permute(2, 3, 1, 0, 4).contiguous()
 
 
-def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None) -> Tensor:
-    """The average just before each chunk (B, n, H, D), from the sums at the chunks' ends (B, n, H, D)."""
+def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None, reverse: bool) -> Tensor:
+    """The average just outside of each chunk (B, n, H, D), from the averages at the chunks' ends (B, n, H, D)."""
     first = torch.zeros_like(ends[:, :1]) if state is None else state[:, None].to(ends.dtype)
     if ends.shape[1] == 1:
         return first
-    return torch.cat([first, leaky_average(ends[:, :-1], rate, state).transpose(1, 2)], dim=1)
+    others = ends[:, 1:] if reverse else ends[:, :-1]
+    carry = leaky_average(others, rate, state, reverse).transpose(1, 2)
+    return torch.cat([carry, first] if reverse else [first, carry], dim=1)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, in float32 or better; a zero vector stays zero."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x / _norm(x)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
+    """The normalised leaky average of x (B, T, H, D): keys (B, H, T, D), in float32 or better (v1)."""
+    if not torch.is_grad_enabled():
+        return normalise(leaky_average(x, rate))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return _LeakyKeys.apply(x.to(dtype), rate.to(dtype))
+
+
+class _LeakyKeys(torch.autograd.Function):
+    """Averaging and normalising with the gradient written out: autograd would record a dozen small steps.
+
+    The gradient of a recurrence is the recurrence run backwards: with g the gradient by the averages a,
+    G_t = g_t + lambda G_{t+1} is the gradient by x_t, and the sum of G_t . a_{t-1} that by lambda.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rate: Tensor) -> Tensor:
+        average = leaky_average(x, rate)
+        norm = _norm(average)
+        keys = average / norm
+        ctx.save_for_backward(keys, norm, rate)
+        return keys
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        keys, norm, rate = ctx.saved_tensors
+        along = (gradient * keys).sum(dim=-1, keepdim=True)
+        by_average = torch.addcmul(gradient, keys, along, value=-1).div_(norm)  # (B, H, T, D)
+        by_x = leaky_average(by_average.transpose(1, 2), rate, reverse=True)  # (B, H, T, D)
+        dots = (by_x[:, :, 1:] * keys[:, :, :-1]).sum(dim=-1, keepdim=True).mul_(norm[:, :, :-1])
+        return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
 
 
 def neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,33 +149,6 @@ class _Neighbours(torch.autograd.Function):
         return gradient
 
 
-def normalise(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, in float32 or better; a zero vector stays zero."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return _Unit.apply(x) if torch.is_grad_enabled() else x * _inverse_norm(x)
-
-
-class _Unit(torch.autograd.Function):
-    """x / |x| with the gradient written out: half the passes over memory of what autograd records."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        inverse = _inverse_norm(x)
-        ctx.save_for_backward(x, inverse)
-        return x * inverse
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        x, inverse = ctx.saved_tensors
-        along = (gradient * x).sum(dim=-1, keepdim=True)
-        return (gradient * inverse).addcmul_(x, along.mul_(inverse.pow(3)), value=-1)
-
-
-def _inverse_norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12).reciprocal_()
-
-
 def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     """v_t = alpha v_bar_t / |v_bar_t|, v_bar_t = gamma c_t + (1 - gamma) c_{t+1}; in float32 or better (v1).
 
@@ -169,7 +164,7 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return _PeekedValues.apply(content, gamma, alpha)
     mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
-    return mixed * (_inverse_norm(mixed) * alpha)
+    return mixed * (alpha / _norm(mixed))
 
 
 class _PeekedValues(torch.autograd.Function):
@@ -178,7 +173,7 @@ class _PeekedValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx, content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
         mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
-        inverse = _inverse_norm(mixed)
+        inverse = _norm(mixed).reciprocal_()
         ctx.save_for_backward(content, mixed, inverse, gamma, alpha)
         return mixed * (inverse * alpha)
 
@@ -245,9 +240,12 @@ def slot_read(
     scale_slots = keys.shape[1] < B * T
     keys, values = (keys * beta, values * alpha) if scale_slots else (keys, values)
     queries = queries if scale_slots else queries * beta
-    flat = queries.to(dtype).transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    reads = _attend(flat, keys[None].to(dtype), values[None].to(dtype), dropout)
-    reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
+    queries = queries.to(dtype)
+    if B > 1:
+        queries = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
+    reads = _attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
+    if B > 1:
+        reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
     return reads if scale_slots else (reads * alpha).to(dtype)
 
 

@@ -33,6 +33,23 @@ def test_leaky_average_is_the_recurrence(T):
     _assert_same(ops.leaky_average(x, rate), slow, [x, rate])
 
 
+@pytest.mark.parametrize("T", [1, 2, 7, 64, 65, 130])
+def test_leaky_keys_are_the_loops_normalised(T):
+    x, rate = _leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
+    slow = torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2)
+    slow = slow / slow.norm(dim=-1, keepdim=True)
+    _assert_same(ops.leaky_keys(x, rate), slow, [x, rate])
+    with torch.no_grad():
+        torch.testing.assert_close(ops.leaky_keys(x, rate), slow)
+
+
+@pytest.mark.parametrize("T", [1, 7, 64, 130])
+def test_leaky_average_runs_backwards_too(T):
+    x, rate = torch.randn(2, T, H, D, dtype=torch.float64), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64)
+    flipped = ops.leaky_average(x.flip(1), rate).flip(2)
+    torch.testing.assert_close(ops.leaky_average(x, rate, reverse=True), flipped)
+
+
 @pytest.mark.parametrize("cut", [1, 64, 100, 129])
 def test_leaky_average_goes_on_from_a_state(cut):
     x, rate = torch.randn(2, 130, H, D, dtype=torch.float64), torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
@@ -105,10 +122,10 @@ def test_parameters_start_where_the_paper_says():
 
 
 def test_zero_vectors_stay_zero_and_finite():
-    zeros = torch.zeros(1, 1, 2, 3, requires_grad=True)
-    out = ops.normalise(zeros)
-    out.sum().backward()
-    assert not out.any() and torch.isfinite(zeros.grad).all()
+    zeros = torch.zeros(1, 2, 1, 3, requires_grad=True)
+    for out in (ops.normalise(zeros), ops.leaky_keys(zeros, torch.ones(1))):
+        (gradient,) = torch.autograd.grad(out.sum(), zeros)
+        assert not out.any() and torch.isfinite(gradient).all()
 
 
 def test_bfloat16_is_averaged_and_normalised_in_float32():
@@ -117,11 +134,6 @@ def test_bfloat16_is_averaged_and_normalised_in_float32():
         averages = ops.leaky_average(x, torch.full((H,), 0.01))
         assert averages.dtype == ops.normalise(averages).dtype == torch.float32
     torch.testing.assert_close(averages, ops.leaky_average(x.float(), torch.full((H,), 0.01)))
-
-
-def test_normalise_gradients_are_autograd_s():
-    x = _leaf(2, H, 4, D)
-    _assert_same(ops.normalise(x), x / x.norm(dim=-1, keepdim=True), [x])
 
 
 @pytest.mark.parametrize("T", [1, 2, 9])
