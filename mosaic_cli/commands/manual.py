@@ -116,6 +116,27 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "decode_tokens_per_second": "tokens drawn per second after the first, all samples together; null for one",
         },
     ),
+    "probe toy-3moons": (
+        "mosaic.probe.toy-3moons/1",
+        {
+            "heads[].num_heads": "1 or 3; a figure below is a mean over seeds, and has beside it `<key>_interval`, its 95 % confidence interval [low, high] by Student's t, or null with one seed",
+            "heads[].error_before_joint": "mean absolute error from the longest single period up to the joint one, training triples where the two differ",
+            "heads[].error_after_joint": "mean absolute error from the joint period on, same triples",
+            "heads[].ratio": "`error_before_joint` / `error_after_joint`",
+            "heads[].ratio_heldout": "the same ratio on the held-out triple",
+            "heads[].disentanglement": "1: each head has a moon of its own; 1/3: even mixing. [Defined here](probes.md#disentanglement)",
+            "heads[].seeds": "number of seeds",
+            "heads[].by_seed": "each of the figures for every seed, in order",
+            "heads[].triples[].periods": "the three periods",
+            "heads[].triples[].joint_period": "their least common multiple",
+            "heads[].triples[].held_out": "whether it was kept from training",
+            "heads[].triples[].before": "error before the joint period, mean over seeds; null where it equals the longest single one",
+            "heads[].triples[].after": "error after it",
+            "claim_holds": "whether the ratios, means over seeds, are at most 1.3 with three heads and at least 2 with one, both of them",
+            "setting": "how the memories were trained",
+            "seconds": "wall time of training and measuring",
+        },
+    ),
 }
 
 
