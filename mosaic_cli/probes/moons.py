@@ -221,8 +221,8 @@ class Experiment:
         return Measurement(self.memory.num_heads, setting.rate, torch.stack(curves, dim=1), matrices)
 
     @torch.no_grad()
-    def demonstrate(self) -> "Demonstration":
-        """The first seed's memory on one sequence of the held-out triple, for drawing."""
+    def demonstrate(self, index: int) -> "Demonstration":
+        """The memory of one seed, by its index, on one sequence of the held-out triple, for drawing."""
         setting, triple = self.setting, TRIPLES[HELD_OUT]
         generator = torch.Generator().manual_seed(0)
         x = draw_sequences(torch.tensor([HELD_OUT]), setting.observations + 1, setting.rate, generator)
@@ -231,7 +231,7 @@ class Experiment:
         predicted = self.memory(x[:, :, :-1])
         free = free_run(self.memory, x[:, :, :prefix], setting.observations + 1 - prefix)
         weights = self.memory.last_weights(x[:, :, :-1])
-        shown = (one[0, 0].cpu() for one in (x, predicted, free, weights))
+        shown = (one[index, 0].cpu() for one in (x, predicted, free, weights))
         return Demonstration(self.memory.num_heads, setting.rate, prefix, *shown)
 
 
@@ -332,6 +332,11 @@ class Measurement:
             "ratio_heldout": (held_before / held_after).tolist(),
             "disentanglement": [disentanglement(*maps, self.num_heads) for maps in self.matrices],
         }
+
+    def typical_seed(self) -> int:
+        """Index of the seed of median disentanglement, the lower one of two."""
+        scores = self.by_seed()["disentanglement"]
+        return sorted(range(len(scores)), key=scores.__getitem__)[(len(scores) - 1) // 2]
 
     def split(self, index: int) -> tuple[Tensor | None, Tensor]:
         """Errors (S,) before and after the joint period of one triple, as `split_errors` has them."""

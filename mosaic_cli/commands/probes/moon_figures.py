@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from numpy import ndenumerate
+
 from mosaic_cli.probes.moons import HELD_OUT, TRIPLES, Demonstration, Measurement, Triple
 
 SHOWN_TRIPLES = (7, HELD_OUT)  # a training triple and the held-out one: both wait long for the joint period 6
@@ -9,8 +11,11 @@ PERIOD_STYLES = (":", "-.", "--")  # of the single periods, rising; the joint on
 MAPS = (r"$W_\varphi$ (keys)", r"$W_\psi$ (values)", r"$W_z$ (output)")
 
 
-def draw(measurements: list[Measurement], demonstrations: list[Demonstration], folder: Path) -> None:
-    """Write four figures into the folder, each as .png and .svg: orbits, errors, retrieval and matrices."""
+def draw(measurements: list[Measurement], demonstrations: list[Demonstration], shown: int, folder: Path) -> None:
+    """Write four figures into the folder, each as .png and .svg: orbits, errors, retrieval and matrices.
+
+    The demonstrations and the matrices are those of the seed with the index `shown`.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -20,23 +25,24 @@ def draw(measurements: list[Measurement], demonstrations: list[Demonstration], f
         "orbits": _orbits(demonstrations),
         "errors": _errors(measurements),
         "retrieval": _retrieval(demonstrations),
-        "matrices": _matrices(measurements),
+        "matrices": _matrices(measurements, shown),
     }
     for name, figure in figures.items():
-        for kind in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{kind}", dpi=150)
+        figure.savefig(folder / f"{name}.png", dpi=150, pil_kwargs={"optimize": True})
+        figure.set_layout_engine("none")  # what is laid out stays so: finding places is most of the time
+        figure.savefig(folder / f"{name}.svg")
         plt.close(figure)
 
 
 def _orbits(demonstrations: list[Demonstration]):
     """Sine of each moon's angle against time: a row for each moon, a column for each number of heads."""
-    figure, grid = _grid(3, len(demonstrations), (5, 1.6), sharex=True, sharey=True)
+    figure, grid = _grid(3, len(demonstrations), (4.5, 1.5), sharex=True, sharey=True)
     for column, one in enumerate(demonstrations):
         times = [position / one.rate for position in range(len(one.truth))]
         for moon, axes in enumerate(grid[:, column]):
-            axes.plot(times, one.truth[:, 2 * moon], color="0.75", linewidth=4, label="true")
-            axes.plot(times[1:], one.predicted[:, 2 * moon], "C0:", linewidth=1.2, label="teacher-forced")
-            axes.plot(times[one.prefix :], one.free[:, 2 * moon], "k-", linewidth=0.9, label="free-running")
+            axes.plot(times, one.truth[:, 2 * moon].numpy(), color="0.75", linewidth=4, label="true")
+            axes.plot(times[1:], one.predicted[:, 2 * moon].numpy(), "C0:", linewidth=1.2, label="teacher-forced")
+            axes.plot(times[one.prefix :], one.free[:, 2 * moon].numpy(), "k-", linewidth=0.9, label="free-running")
             axes.axvline(one.prefix / one.rate, color="k", linewidth=0.8)
             axes.set(ylabel=f"sine, period {TRIPLES[HELD_OUT].periods[moon]:g}", ylim=(-1.4, 1.4))
             axes.label_outer()
@@ -48,14 +54,14 @@ def _orbits(demonstrations: list[Demonstration]):
 
 def _errors(measurements: list[Measurement]):
     """Error against the length of the context, on a training triple and on the held-out one."""
-    figure, grid = _grid(1, len(SHOWN_TRIPLES), (5, 3.4), sharey=True)
+    figure, grid = _grid(1, len(SHOWN_TRIPLES), (4.5, 3.2), sharey=True)
     for axes, index in zip(grid[0], SHOWN_TRIPLES, strict=True):
         triple = TRIPLES[index]
         for one, style in zip(measurements, ("-", "--"), strict=True):
-            curves = one.curves[:, index]  # (S, T)
+            curves = one.curves[:, index].numpy()  # (S, T)
             times = [position / one.rate for position in range(curves.shape[1])]
-            (line,) = axes.plot(times, curves.mean(dim=0), style, linewidth=1.3, label=_heads(one.num_heads))
-            axes.fill_between(times, curves.amin(dim=0), curves.amax(dim=0), color=line.get_color(), alpha=0.2)
+            (line,) = axes.plot(times, curves.mean(axis=0), style, linewidth=1.3, label=_heads(one.num_heads))
+            axes.fill_between(times, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.2, lw=0)
         _mark_periods(axes, triple)
         kind = "held-out" if index == HELD_OUT else "training"
         axes.set(
@@ -74,7 +80,7 @@ def _retrieval(demonstrations: list[Demonstration]):
     panels = [(one, head) for one in demonstrations for head in range(one.num_heads)]
     figure, grid = _grid(len(panels), 1, (8, 1.5), sharex=True)
     for axes, (one, head) in zip(grid[:, 0], panels, strict=True):
-        weights = one.weights[head]
+        weights = one.weights[head].numpy()
         ago = [(len(weights) - position) / one.rate for position in range(len(weights))]
         axes.plot(ago, weights, "k-", linewidth=1)
         axes.set(ylabel="weight", ylim=(0, None))
@@ -85,13 +91,13 @@ def _retrieval(demonstrations: list[Demonstration]):
     return figure
 
 
-def _matrices(measurements: list[Measurement]):
-    """Moduli of the three complex matrices of the first seed: a row for each number of heads."""
+def _matrices(measurements: list[Measurement], shown: int):
+    """Moduli of the three complex matrices of one seed: a row for each number of heads."""
     figure, grid = _grid(len(measurements), 3, (2.6, 2.6))
     for row, one in zip(grid, measurements, strict=True):
-        for axes, matrix, name in zip(row, one.matrices[0].abs(), MAPS, strict=True):
+        for axes, matrix, name in zip(row, one.matrices[shown].abs().numpy(), MAPS, strict=True):
             axes.imshow(matrix, cmap="Greys", vmin=0)
-            for (i, j), value in zip(((i, j) for i in range(3) for j in range(3)), matrix.flatten(), strict=True):
+            for (i, j), value in ndenumerate(matrix):
                 colour = "white" if value > matrix.max() / 2 else "black"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
             _label_map(axes, name, _heads(one.num_heads))
@@ -115,8 +121,8 @@ def _label_map(axes, name: str, heads: str) -> None:
 
 def _mark_periods(axes, triple: Triple) -> None:
     for period, style in zip(triple.periods, PERIOD_STYLES, strict=True):
-        axes.axvline(period, color="0.45", linestyle=style, linewidth=1, label=f"single period {period:g}")
-    axes.axvline(triple.joint, color="0.45", linewidth=1.6, label=f"joint period {triple.joint:g}")
+        axes.axvline(period, color="0.45", linestyle=style, linewidth=1, zorder=0, label=f"single period {period:g}")
+    axes.axvline(triple.joint, color="0.45", linewidth=1.6, zorder=0, label=f"joint period {triple.joint:g}")
 
 
 def _grid(rows: int, columns: int, panel: tuple[float, float], **shared: bool):
