@@ -31,7 +31,7 @@ ROWS = {
 def toy_3moons(
     seeds: Annotated[int, typer.Option(min=1, help="Memories trained from different seeds, for the spread.")] = 5,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The paper's size, learning rate and steps: hours on two cores.")
+        bool, typer.Option("--paper", help="The paper's size, learning rate and steps; an hour on two cores.")
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 3 when the claim does not hold.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for results.json and the figures.")] = Path("probes/toy-3moons"),
@@ -48,11 +48,8 @@ def toy_3moons(
     debug: Debug = False,
 ) -> None:
     """Train one head and three heads on three moons, and measure when each can predict."""
-    from mosaic_cli.commands.probes import moon_figures
-    from mosaic_cli.probes.moons import PAPER, Setting, claim_holds
-    from mosaic_cli.runs.files import dump_json
+    from mosaic_cli.probes.moons import PAPER, Setting
 
-    began = time.monotonic()
     changes = {"steps": steps, "observations": observations}
     setting = replace(
         PAPER if paper else Setting(),
@@ -60,6 +57,25 @@ def toy_3moons(
         device=_device(device),
         **{key: value for key, value in changes.items() if value is not None},
     )
+    result = _run(setting, out)
+    display.note(f"written: {out}/results.json, and figures as .png and .svg (seed {result['seed_drawn']})")
+    failed = check and not result["claim_holds"]
+    if not json:
+        _print(result)
+    elif not failed:  # one object on stdout: the error takes the place of the results
+        display.print_json(SCHEMA, result)
+    if failed:
+        raise CheckFailed(_verdict(result), where="--check", hint=f"Every number is in {out}/results.json.")
+
+
+def _run(setting: "Setting", out: Path) -> dict[str, object]:
+    """Train, measure and draw; write everything into the folder and return what results.json holds."""
+    from mosaic_cli.commands.probes import moon_figures
+    from mosaic_cli.probes.moons import claim_holds
+    from mosaic_cli.runs.files import dump_json
+
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told of before the work
+    began = time.monotonic()
     experiments = [_train(num_heads, setting) for num_heads in NUM_HEADS]
     measurements = [experiment.measure() for experiment in experiments]
     shown = measurements[-1].typical_seed()  # neither the luckiest nor the unluckiest of the three-headed ones
@@ -70,17 +86,9 @@ def toy_3moons(
         "seed_drawn": setting.seeds[shown],
         "seconds": time.monotonic() - began,
     }
-    out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(dump_json({"schema": SCHEMA, **result}), encoding="utf-8")
     moon_figures.draw(measurements, [experiment.demonstrate(shown) for experiment in experiments], shown, out)
-    display.note(f"written: {out}/results.json, and figures as .png and .svg (seed {result['seed_drawn']})")
-    failed = check and not result["claim_holds"]
-    if not json:
-        _print(result)
-    elif not failed:  # one object on stdout: the error takes the place of the results
-        display.print_json(SCHEMA, result)
-    if failed:
-        raise CheckFailed(_verdict(result), where="--check", hint=f"Every number is in {out}/results.json.")
+    return result
 
 
 def _device(name: str) -> str:
