@@ -24,4 +24,5 @@ done
 "$MOSAIC" eval --ckpt quickstart --ckpt quickstart-transformer --by-position --max loss=20
 "$MOSAIC" generate --ckpt quickstart "Once upon a time" --max-new-tokens 60
 "$MOSAIC" generate --ckpt quickstart "Once" -n 2 --max-new-tokens 5 --json
+"$MOSAIC" probe toy-3moons --steps 2 --observations 36 --seeds 2
 echo "smoke: all commands ran"

@@ -116,7 +116,7 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("rich", {"app", "commands"}),
         ("click", set()),
         ("datasets", {"data/hub.py"}),
-        ("matplotlib", {"commands/figures.py"}),
+        ("matplotlib", {"commands/figures.py", "commands/probes/moon_figures.py"}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],
 )

@@ -116,6 +116,32 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "decode_tokens_per_second": "tokens drawn per second after the first, all samples together; null for one",
         },
     ),
+    "probe toy-3moons": (
+        "mosaic.probe.toy-3moons/1",
+        {
+            "heads[].num_heads": "1 or 3",
+            "heads[].error_before_joint": "mean absolute error from the longest single period up to the joint one",
+            "heads[].error_after_joint": "mean absolute error from the joint period on, same triples",
+            "heads[].ratio": "`error_before_joint` / `error_after_joint`",
+            "heads[].ratio_heldout": "the same ratio on the triple that was held out",
+            "heads[].disentanglement": "1: a moon for each head; 1/3: mixing ([formula](probes.md#disentanglement))",
+            **{
+                f"heads[].{key}_interval": "its 95 % confidence interval over seeds, [low, high]; null with one seed"
+                for key in ("error_before_joint", "error_after_joint", "ratio", "ratio_heldout", "disentanglement")
+            },
+            "heads[].seeds": "number of seeds; each of the figures is a mean over them",
+            "heads[].by_seed": "the same figures for every seed, in order",
+            "heads[].triples[].periods": "three periods",
+            "heads[].triples[].joint_period": "their least common multiple",
+            "heads[].triples[].held_out": "whether it was kept from training",
+            "heads[].triples[].before": "error before the joint period; null where that is the longest single one",
+            "heads[].triples[].after": "error after it",
+            "claim_holds": "both ratios are at most 1.3 with three heads and at least 2 with one",
+            "setting": "how the memories were trained",
+            "seed_drawn": "the seed whose memories the figures show: of median disentanglement with three heads",
+            "seconds": "wall time of training and measuring",
+        },
+    ),
 }
 
 
