@@ -221,7 +221,7 @@ def paths(reading: Reading, parts: Decomposition, share: float = 0.05) -> list[P
         raise UsageError(
             f"share {share:g} is not in (0, 1]",
             where="--share",
-            hint="0.02 follows parts of at least 2 % of the sizes.",
+            hint="0.02 follows what is at least 2 % of all.",
         )
     return list(_follow(reading, parts, share * parts.size)[0])
 
