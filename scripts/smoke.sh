@@ -24,4 +24,6 @@ done
 "$MOSAIC" eval --ckpt quickstart --ckpt quickstart-transformer --by-position --max loss=20
 "$MOSAIC" generate --ckpt quickstart "Once upon a time" --max-new-tokens 60
 "$MOSAIC" generate --ckpt quickstart "Once" -n 2 --max-new-tokens 5 --json
+"$MOSAIC" probe trace --ckpt quickstart "Once upon a time" --html trace.html
+"$MOSAIC" probe trace --ckpt quickstart-transformer "Once upon a time" --json
 echo "smoke: all commands ran"

@@ -89,6 +89,21 @@ def test_what_looks_like_markup_is_text(world, mosaic):
     assert result.code == 0 and "[/]\\x1b[1m" in result.out and "\x1b" not in result.out
 
 
+def test_the_page_has_the_numbers_of_the_object(world, mosaic):
+    trace = mosaic(*TINY, TEXT, "--html", "pages/a.html", "--json").json
+    page = (world / "pages" / "a.html").read_text(encoding="utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    item = data["items"][data["chosen"]]
+    assert data["tokens"] == trace["tokens"] and item["target"] == trace["target"]
+    assert item["logit"] == pytest.approx(trace["logit"], rel=1e-5)
+    assert [row["id"] for row in item["rows"]] == [row["id"] for row in trace["contributions"][:8]]
+
+
+def test_the_help_ends_with_an_example(mosaic):
+    end = " ".join(mosaic("probe", "trace", "-h").out.split())
+    assert "end-of-text is token 0" in end and "Example: mosaic probe trace --ckpt quickstart" in end
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -77,6 +77,11 @@ def trace(
         "plain_logit_error": plain_logit_error(trained.model, reading),
         **report(reading, found, wording, share, explained=top),
     }
+    if html is not None:
+        from mosaic_cli.probes.page import page_data, render_page
+
+        name = f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"
+        _write(html, render_page(page_data(reading, wording, found, name)))
     folder = out or trained.run.path / "probes" / "trace"
     _write(folder / "trace.json", dump_json({"schema": SCHEMA, **values}))
     if json:
