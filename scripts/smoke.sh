@@ -25,4 +25,6 @@ done
 "$MOSAIC" generate --ckpt quickstart "Once upon a time" --max-new-tokens 60
 "$MOSAIC" generate --ckpt quickstart "Once" -n 2 --max-new-tokens 5 --json
 "$MOSAIC" probe toy-3moons --steps 2 --observations 36 --seeds 2
+"$MOSAIC" probe trace --ckpt quickstart "Once upon a time" --html trace.html
+"$MOSAIC" probe trace --ckpt quickstart-transformer "Once upon a time" --json
 echo "smoke: all commands ran"

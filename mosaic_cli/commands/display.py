@@ -13,11 +13,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.tree import Tree
 
 from mosaic_cli.errors import MosaicError
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines when stderr is not a terminal
 PLAIN_WIDTH = 1000  # a table in a file or pipe is as wide as it needs to be
+
+Branch = tuple[str, "list[Branch]"]  # a label of a tree, and what hangs below it
 
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 wide_out = Console(soft_wrap=True, highlight=False, emoji=False, width=PLAIN_WIDTH)
@@ -51,15 +54,27 @@ def print_json(schema: str, values: dict[str, Any]) -> None:
 
 
 def print_table(
-    title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str | None = None
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str | None = None, texts: int = 1
 ) -> None:
-    """A table on stdout; all columns but the first are numbers."""
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    """A table on stdout; the first `texts` columns hold text, the others numbers."""
+    table = Table(title=escape(title), title_justify="left", caption=escape(caption or ""), caption_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        table.add_column(escape(column), justify="left" if index < texts else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     (out if out.is_terminal else wide_out).print(table)
+
+
+def print_tree(title: str, branches: Iterable[Branch]) -> None:
+    """A tree on stdout, from nested (label, branches)."""
+    tree = Tree(escape(title))
+    _grow(tree, branches)
+    (out if out.is_terminal else wide_out).print(tree, soft_wrap=False)  # else its last line would not end
+
+
+def _grow(tree: Tree, branches: Iterable[Branch]) -> None:
+    for label, below in branches:
+        _grow(tree.add(escape(label)), below)
 
 
 def print_error(error: BaseException, as_json: bool, debug: bool) -> int:

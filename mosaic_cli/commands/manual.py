@@ -142,6 +142,54 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "seconds": "wall time of training and measuring",
         },
     ),
+    "probe trace": (
+        "mosaic.probe.trace/1",
+        {
+            "ckpt": "as given after `--ckpt`",
+            "checkpoint": "folder of the checkpoint",
+            "kind": "`mosaic` or `transformer`",
+            "tokens": "the tokens of the text, end-of-text first; here and below, line ends are ↵, tabs ⇥, and what "
+            "else cannot be seen is spelled out (`\\x00`, `\\u202e`)",
+            "position": "token after which the prediction stands",
+            "target": "token whose logit is traced",
+            "versus": "token over which its lead is traced instead; null without `--vs`",
+            "logit": "what the contributions add up to, as the model gave it",
+            "probability": "probability of `target`",
+            "rank": "rank of `target`; 1 is the likeliest",
+            "loss": "minus the logarithm of `probability`",
+            "completeness_error": "size of the difference between `logit` and the sum of all contributions",
+            "plain_logit_error": "largest difference from the logits of the model without hooks",
+            "predictions[].token": "id of one of the likeliest next tokens",
+            "predictions[].text": "the token",
+            "predictions[].probability": "its probability",
+            "predictions[].logit": "its logit",
+            "sums[].kind": "as `contributions[].kind`",
+            "sums[].layer": "layer; null for the embedding",
+            "sums[].contribution": "what the layer gave in all; the sums add up to `logit`",
+            "contributions[].id": "`L3.H2.ctx.17` (layer 3, head 2, pair 17), `L1.H0.slot.411`, `L2.mlp` or "
+            "`embedding`. Listed is what reaches a thousandth of the sum of all sizes, the largest first",
+            "contributions[].kind": "`ctx`, `slot`, `mlp` or `embedding`",
+            "contributions[].layer": "layer; null for the embedding",
+            "contributions[].head": "head; null for what has none",
+            "contributions[].position": "token at which the pair's key was made; null for a slot",
+            "contributions[].key_text": "the last tokens that went into the key; null for what has none",
+            "contributions[].value_text": "what was stored: the token after the key (transformer: the token itself); "
+            "of a slot `pushes`, joined",
+            "contributions[].pushes": "the three tokens that a slot's value makes likeliest; else empty",
+            "contributions[].weight": "retrieval weight; null for what is not retrieved",
+            "contributions[].contribution": "its part of `logit`",
+            "contributions[].leave_one_out": "direct change of `logit` were it forgotten and its weight taken up by "
+            "the others; null for what is not retrieved",
+            "contributions[].matches": "for the strongest pairs of a mosaic: tokens `asked` and `stored` "
+            "(`asked_text`, `stored_text`) and their `share` of the cosine of the keys; else empty",
+            "rest": "what the contributions that are not listed add up to",
+            "paths[].id": "as `contributions[].id`; beside it kind, key_text, value_text and pushes",
+            "paths[].position": "token at which this part stands",
+            "paths[].amount": "its part of `logit`",
+            "paths[].children": "the same for what its value was made of",
+            "paths[].rest": "what it was made of besides; children and rest add up to `amount`",
+        },
+    ),
 }
 
 

@@ -166,9 +166,10 @@ def read_text(model: LanguageModel, tokens: list[int]) -> Reading:
         raise UsageError("the prompt holds no token", hint="Give some text to look at.")
     device = next(model.parameters()).device
     was_training = model.training
-    with _Watch(model) as seen:
-        model.eval()
-        logits = model(torch.tensor([tokens], device=device))[0]
+    try:
+        with _Watch(model.eval()) as seen:
+            logits = model(torch.tensor([tokens], device=device))[0]
+    finally:
         model.train(was_training)
     make = _mosaic_layer if isinstance(model, Mosaic) else _baseline_layer
     layers = [make(block, seen) for block in model.blocks]
@@ -227,7 +228,7 @@ def _mosaic_layer(block: Block, seen: _Watch) -> LayerReading:
     H = len(contextual.read.bandwidth)
     beta = _per_head(ops.inverse_bandwidth, contextual.read.bandwidth)
     queries, keys, values = map(_one, seen.inputs[contextual.read])
-    first = torch.zeros_like(queries[:, :1]) if queries.shape[1] < len(norm.stream) else queries[:, :0]
+    first = queries.new_zeros(H, 1, queries.shape[-1])  # position 0 asks an empty memory and has no place in the read
     slot_queries, slot_keys, slot_values = seen.inputs[persistent.read]
     slots = Retrieval(
         queries=_one(slot_queries) * _per_head(ops.inverse_bandwidth, persistent.read.bandwidth),

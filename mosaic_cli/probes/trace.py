@@ -51,8 +51,22 @@ class Decomposition:
     @property
     def total(self) -> float:
         """The sum of all parts."""
-        shares = [share.contributions.sum().item() for share in (*self.pairs, *self.slots) if share is not None]
-        return self.embedding + sum(shares) + sum(part for part in self.mlp if part is not None)
+        return sum(part.sum().item() for part in self._tensors())
+
+    @property
+    def size(self) -> float:
+        """The sum of the sizes of all parts: what a part is small or large beside."""
+        return sum(part.abs().sum().item() for part in self._tensors())
+
+    def nth_size(self, n: int) -> float:
+        """Size of the n-th largest part, counted from 0; 0 where there are not so many."""
+        sizes = torch.cat([part.abs().flatten() for part in self._tensors()])
+        return sizes.topk(n + 1).values[n].item() if n < len(sizes) else 0.0
+
+    def _tensors(self) -> list[Tensor]:
+        shares = [share.contributions for share in (*self.pairs, *self.slots) if share is not None]
+        alone = [self.embedding, *(part for part in self.mlp if part is not None)]
+        return [torch.tensor(alone, dtype=torch.float64, device=self.functional.device), *shares]
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,11 @@ def trace(reading: Reading, position: int, target: int, versus: int | None = Non
     """
     T, V = reading.logits.shape
     if not -T <= position < T:
-        raise UsageError(f"position {position} is outside of a text of {T} tokens (0 to {T - 1})", where="--position")
+        raise UsageError(
+            f"position {position} is outside of a text of {T} tokens (0 to {T - 1})",
+            where="--position",
+            hint="Count from 0, the end-of-text before the prompt, or back from the end: -1 is the last token.",
+        )
     for token in (target, versus):
         if token is not None and not 0 <= token < V:
             raise UsageError(f"there is no token {token} in a vocabulary of {V}")
@@ -200,9 +218,12 @@ def paths(reading: Reading, parts: Decomposition, share: float = 0.05) -> list[P
         UsageError: a share that is not in (0, 1].
     """
     if not 0 < share <= 1:
-        raise UsageError(f"share {share:g} is not in (0, 1]", where="--share")
-    sizes = sum(abs(c.contribution) for c in contributions(parts))
-    return list(_follow(reading, parts, share * sizes)[0])
+        raise UsageError(
+            f"share {share:g} is not in (0, 1]",
+            where="--share",
+            hint="0.02 follows what is at least 2 % of all.",
+        )
+    return list(_follow(reading, parts, share * parts.size)[0])
 
 
 def _follow(reading: Reading, parts: Decomposition, smallest: float) -> tuple[tuple[Path, ...], float]:

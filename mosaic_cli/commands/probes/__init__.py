@@ -3,10 +3,11 @@ matplotlib."""
 
 import typer
 
-from mosaic_cli.commands.probes import moons
+from mosaic_cli.commands.probes import moons, trace
 
 probe = typer.Typer()
 probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
+probe.command(name="trace", epilog=trace.EPILOG)(trace.trace)
 
 
 @probe.callback(invoke_without_command=True)

@@ -1,0 +1,224 @@
+"""`mosaic probe trace`: which memories a prediction comes from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mosaic_cli.commands import display
+from mosaic_cli.commands.options import Ckpt, Debug, Device, Json, PromptFile
+from mosaic_cli.commands.prompt import read_prompt
+from mosaic_cli.errors import NonFiniteError, UsageError
+
+if TYPE_CHECKING:
+    from mosaic_cli.probes.reading import Reading
+    from mosaic_cli.probes.trace import Trace
+    from mosaic_cli.runs.loading import TrainedModel
+
+EPILOG = 'Example: mosaic probe trace --ckpt quickstart "Mia put the kite under the bridge. Where was the kite? Under"'
+SCHEMA = "mosaic.probe.trace/1"
+EXPLAINED = 3  # pairs of the terminal's table whose answers are explained
+FIRST_OF = "The text is read as a new document: end-of-text is token 0, the prompt begins with token 1."
+
+
+def trace(
+    ckpt: Ckpt,
+    prompt: Annotated[str | None, typer.Argument(help=f"Text to look at; default: standard input. {FIRST_OF}")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN", help="Token whose logit is traced, as written or after a space; default: the likeliest."
+        ),
+    ] = None,
+    vs: Annotated[
+        str | None, typer.Option("--vs", metavar="TOKEN", help="Trace the target's lead over this token instead.")
+    ] = None,
+    position: Annotated[
+        int, typer.Option(help="Trace what is predicted after this token; negative: from the end.")
+    ] = -1,
+    top: Annotated[int, typer.Option(min=1, help="Contributions shown in the table.")] = 12,
+    share: Annotated[
+        float, typer.Option(help="Follow paths through parts of at least this share of the sum of all sizes.")
+    ] = 0.02,
+    prompt_file: PromptFile = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained page on every token of the text to this file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for trace.json; default: RUN/probes/trace.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show which memories a prediction comes from: stored pairs and slots whose contributions add up to its logit.
+
+    The model computes in float32 whatever the device: in bfloat16 a sum is good to three digits, too few to show that
+    the contributions are complete.
+    """
+    from mosaic_cli.device import choose_placement
+    from mosaic_cli.probes.reading import read_text
+    from mosaic_cli.probes.report import Wording, plain_logit_error, report
+    from mosaic_cli.files import dump_json
+    from mosaic_cli.runs.loading import load_trained
+
+    text = read_prompt(prompt, prompt_file, "probe trace")
+    if not text:
+        raise UsageError("the prompt is empty", hint='Give some text: mosaic probe trace --ckpt RUN "Once upon a time"')
+    placement = choose_placement(device, "float32")
+    trained = load_trained(ckpt, placement)
+    display.note(f"{trained.checkpoint} on {placement.device}, always in float32 so that the sums can be checked")
+    tokens = [trained.tokenizer.end_of_text, *trained.tokenizer.encode(text)]
+    reading = read_text(trained.model, tokens)
+    found = _trace(reading, trained, target, vs, position)
+    wording = Wording(reading, trained.tokenizer)
+    values = {
+        "ckpt": ckpt,
+        "checkpoint": str(trained.checkpoint),
+        "kind": trained.model.config.kind,
+        "plain_logit_error": plain_logit_error(trained.model, reading),
+        **report(reading, found, wording, share, explained=top),
+    }
+    if html is not None:
+        from mosaic_cli.probes.page import page_data, render_page
+
+        name = f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"
+        _write(html, render_page(page_data(reading, wording, found, name)))
+    folder = out or trained.run.path / "probes" / "trace"
+    _write(folder / "trace.json", dump_json({"schema": SCHEMA, **values}))
+    if json:
+        display.print_json(SCHEMA, values)
+    else:
+        _print(values, top)
+
+
+def _trace(
+    reading: "Reading", trained: "TrainedModel", target: str | None, versus: str | None, position: int
+) -> "Trace":
+    """The trace asked for; without a target, of the likeliest token."""
+    from mosaic_cli.probes.report import find_token
+    from mosaic_cli.probes.trace import trace as trace_logit
+
+    if not reading.logits.isfinite().all():
+        raise NonFiniteError(
+            "the model's logits are not finite",
+            where=trained.checkpoint,
+            hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
+        )
+    goal = 0 if target is None else find_token(trained.tokenizer, target, "--target")
+    other = None if versus is None else find_token(trained.tokenizer, versus, "--vs")
+    found = trace_logit(reading, position, goal, other)
+    if target is None:
+        found = trace_logit(reading, position, reading.logits[found.position].argmax().item(), other)
+    if found.target == other:
+        raise UsageError(
+            "the target is the token that it is compared with", where="--vs", hint="Name another one: --target or --vs."
+        )
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    from mosaic_cli.files import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
+    display.note(f"written: {path}")
+
+
+def _print(values: dict[str, Any], top: int) -> None:
+    position, target, versus = values["position"], values["target"], values["versus"]
+    before = "".join(values["tokens"][max(0, position - 11) : position + 1])
+    display.print_table(
+        f'Predicted after token {position} of 0 to {len(values["tokens"]) - 1}: "{before}"',
+        ["next token", "probability", "logit"],
+        [[f'"{p["text"]}"', f"{p['probability']:.4f}", f"{p['logit']:.4f}"] for p in values["predictions"]],
+    )
+    lead = "" if versus is None else f' minus that of "{versus}"'
+    display.result(
+        f'\nTraced: the logit of "{target}"{lead} = {values["logit"]:.6f}'
+        f" (probability {values['probability']:.4f}, rank {values['rank']})\n"
+        f"completeness error {values['completeness_error']:.1e}: |sum of all contributions - logit|\n"
+        f"plain-logit error {values['plain_logit_error']:.1e}: |logits of this run - logits of the model left alone|\n"
+    )
+    _print_contributions(values, top)
+    _print_matches(values["contributions"])
+    display.print_tree(
+        f'Paths of the logit of "{target}"{lead} = {values["logit"]:+.3f}, down to the tokens they began from',
+        _branches(values["paths"], values["logit"] - sum(path["amount"] for path in values["paths"])),
+    )
+
+
+def _print_contributions(values: dict[str, Any], top: int) -> None:
+    shown = values["contributions"][:top]
+    rest = values["logit"] - sum(row["contribution"] for row in shown)
+    rows = [
+        [
+            row["id"],
+            _what(row),
+            _number(row["weight"], ".3f"),
+            f"{row['contribution']:+.4f}",
+            _number(row["leave_one_out"], "+.4f"),
+        ]
+        for row in shown
+    ]
+    display.print_table(
+        "Where it came from: the largest contributions",
+        ["id", "what is stored", "weight", "contribution", "leave-one-out"],
+        [*rows, ["all others", "", "", f"{rest:+.4f}", ""]],
+        caption="contribution: the part of the logit; leave-one-out: the logit's change were this memory forgotten "
+        "and its weight taken up by the others.",
+        texts=2,
+    )
+    display.print_table(
+        "In all", ["part", "contribution"], [[_name(part), f"{part['contribution']:+.4f}"] for part in values["sums"]]
+    )
+
+
+def _print_matches(rows: list[dict]) -> None:
+    explained = [
+        [
+            row["id"],
+            _what(row),
+            f"{row['contribution']:+.4f}",
+            f'"{m["asked_text"]}" ~ "{m["stored_text"]}"',
+            f"{m['asked']} ~ {m['stored']}",
+            f"{m['share']:+.3f}",
+        ]
+        for row in [row for row in rows if row["matches"]][:EXPLAINED]
+        for m in row["matches"]
+    ]
+    if explained:
+        display.print_table(
+            "Why the strongest pairs answered: the tokens that made their keys alike",
+            ["id", "what is stored", "contribution", "asked ~ stored", "positions", "share of the cosine"],
+            explained,
+            caption="the shares of all pairs of tokens add up to the cosine of the two keys.",
+            texts=2,
+        )
+
+
+def _branches(paths: list[dict], rest: float) -> list[display.Branch]:
+    """Paths as labels with what hangs below each; the last says what was too small to follow."""
+    found = [
+        (
+            f"{path['amount']:+.3f}  {path['id']}  at {path['position']}  {_what(path)}",
+            _branches(path["children"], path["rest"]),
+        )
+        for path in paths
+    ]
+    return [*found, (f"{rest:+.3f}  smaller parts", [])] if found else []
+
+
+def _what(row: dict[str, Any]) -> str:
+    if row["kind"] == "ctx":
+        return f'"{row["key_text"]}" → "{row["value_text"]}"'
+    if row["kind"] == "slot":
+        return "pushes " + ", ".join(f'"{text}"' for text in row["pushes"])
+    return "" if row["value_text"] is None else f'the token itself, "{row["value_text"]}"'
+
+
+def _name(part: dict[str, Any]) -> str:
+    names = {"embedding": "embedding", "ctx": "contextual", "slot": "persistent", "mlp": "MLP"}
+    return names[part["kind"]] + ("" if part["layer"] is None else f", layer {part['layer']}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

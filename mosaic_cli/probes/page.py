@@ -1,0 +1,78 @@
+"""One self-contained page on how every token of a text was predicted. It asks nothing of the network.
+
+The template shows the data; all texts reach it as JSON in which nothing can end the script, and are shown as text.
+"""
+
+from typing import Any
+
+from mosaic_cli.probes.reading import Reading
+from mosaic_cli.probes.report import KEY_TOKENS, Wording, predictions, standing, sums
+from mosaic_cli.probes.trace import Trace, contributions, trace
+
+TEMPLATE = "trace.html.j2"
+ROWS = 8  # contributions shown for a token: 512 tokens stay well below 2 MB
+DIGITS = 6  # significant digits of a number on the page
+
+
+def page_data(reading: Reading, wording: Wording, chosen: Trace, name: str) -> dict[str, Any]:
+    """What the page shows.
+
+    Args:
+        chosen: the trace on which the page opens; every other position traces the token that really came next.
+        name: the model's, for the title.
+
+    Returns:
+        `name`; `tokens`; `key_tokens`, how many tokens of a key are shown; `peek`, 1 where a value is the token after
+        its key; `chosen`, an index of `items`; `items[i]`: how token i was predicted, none for token 0, and the last
+        is the prediction after the end.
+    """
+    traces = []
+    for position in range(len(reading.tokens)):
+        is_last = position + 1 == len(reading.tokens)
+        target = reading.logits[position].argmax().item() if is_last else reading.tokens[position + 1]
+        traces.append(chosen if position == chosen.position else trace(reading, position, target))
+    listed = [contributions(found.parts, found.parts.nth_size(ROWS)) for found in traces]
+    wording.learn(part for parts in listed for part in parts)
+    return {
+        "name": name,
+        "tokens": wording.tokens,
+        "key_tokens": KEY_TOKENS,
+        "peek": 1 - reading.layers[0].pairs.reach,
+        "chosen": chosen.position + 1,
+        "items": [None, *(_item(reading, wording, *pair) for pair in zip(traces, listed, strict=True))],
+    }
+
+
+def _item(reading: Reading, wording: Wording, found: Trace, listed: list) -> dict[str, Any]:
+    rows = []
+    for part in listed:
+        record = wording.record(part, found.position)
+        row = {key: record[key] for key in ("id", "kind", "position", "value_text", "pushes")}
+        numbers = {key: _short(record[key]) for key in ("weight", "contribution", "leave_one_out")}
+        why = [(m["asked"], m["stored"], _short(m["share"])) for m in wording.matches(part, found.position)]
+        rows.append(row | numbers | {"why": why})
+    likeliest = predictions(reading, found.position, wording.token)
+    return {
+        "target": wording.token(found.target),
+        "versus": None if found.versus is None else wording.token(found.versus),
+        **{key: _short(value) for key, value in standing(reading, found.position, found.target).items()},
+        "logit": _short(found.logit),
+        "error": _short(found.completeness_error),
+        "predictions": [(row["text"], _short(row["probability"])) for row in likeliest],
+        "sums": [(part["kind"], part["layer"], _short(part["contribution"])) for part in sums(found.parts)],
+        "rows": rows,
+        "rest": _short(found.logit - sum(part.contribution for part in listed)),
+    }
+
+
+def _short(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.{DIGITS}g}")
+
+
+def render_page(data: dict[str, Any]) -> str:
+    """The page, from what `page_data` gives."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("mosaic_cli.probes", ""), autoescape=True)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # its own default sorts, and spends spaces
+    return environment.get_template(TEMPLATE).render(name=data["name"], data=data)

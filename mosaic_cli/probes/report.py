@@ -1,0 +1,220 @@
+"""Traces in words: records that can be printed or stored, with the texts that keys and values stand for.
+
+Texts are shown as `visible` makes them: spaces stay, everything else that leaves no mark on paper is spelled out.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from mosaic_cli.core.model import LanguageModel
+from mosaic_cli.data.tokenizer import Tokenizer
+from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.probes.reading import Reading
+from mosaic_cli.probes.trace import Contribution, Decomposition, Path, Trace, contributions, matches, paths
+
+KEY_TOKENS = 4  # tokens shown of what a key is an average of: with the usual leaks, older ones have faded
+PUSHED_TOKENS = 3  # tokens shown of what a slot's value makes likelier
+LISTED_SHARE = 1e-3  # contributions below this share of the sum of all sizes are added up as `rest`: so at most 1,000
+SLOT_BATCH = 256  # slots read through the head at once, which bounds the memory for a large vocabulary
+_MARKS = {"\n": "↵", "\t": "⇥"}
+
+
+def visible(text: str) -> str:
+    """Text with line ends as ↵, tabs as ⇥, and other invisible characters, such as marks of direction, as escapes."""
+    return "".join(_MARKS.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+def find_token(tokenizer: Tokenizer, text: str, where: str) -> int:
+    """The one token that a text is: as written, or else with a space before it; `<|endoftext|>` is end-of-text.
+
+    Raises:
+        UsageError: it is several tokens either way; says which. `where` names the option.
+    """
+    if text == tokenizer.token_text(tokenizer.end_of_text):
+        return tokenizer.end_of_text
+    splits = []
+    for form in (text, f" {text}"):
+        try:
+            ids = tokenizer.encode(form)
+        except DataError as error:  # a character that the tokenizer does not know
+            splits.append(error.message)
+            continue
+        if len(ids) == 1:
+            return ids[0]
+        splits.append(" + ".join(f'"{visible(tokenizer.token_text(id))}"' for id in ids) or "no token")
+    raise UsageError(
+        f'"{visible(text)}" is not one token: {splits[0]}; after a space: {splits[1]}',
+        where=where,
+        hint="Name one of these tokens; a space inside of the quotes belongs to it.",
+    )
+
+
+@torch.no_grad()
+def plain_logit_error(model: LanguageModel, reading: Reading) -> float:
+    """The largest difference between the logits of a reading and those of the same model without hooks."""
+    device = reading.logits.device
+    plain = model(torch.tensor([reading.tokens], device=device))[0]
+    return (plain - reading.logits).abs().max().item()
+
+
+def predictions(reading: Reading, position: int, token_text: Callable[[int], str], count: int = 5) -> list[dict]:
+    """The likeliest tokens after a position: `token`, `text`, `probability`, `logit`, the likeliest first."""
+    logits = reading.logits[position].double()
+    probabilities, ids = logits.softmax(-1).topk(min(count, len(logits)))
+    return [
+        {"token": id, "text": token_text(id), "probability": p, "logit": logits[id].item()}
+        for id, p in zip(ids.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def standing(reading: Reading, position: int, target: int) -> dict[str, Any]:
+    """How a token was predicted after a position: `probability`, `rank` (1 is the likeliest) and `loss` (nats)."""
+    logs = reading.logits[position].double().log_softmax(-1)
+    loss = -logs[target].item()
+    return {"probability": logs[target].exp().item(), "rank": 1 + int((logs > logs[target]).sum()), "loss": loss}
+
+
+def sums(parts: Decomposition) -> list[dict[str, Any]]:
+    """What each layer gave in all: `kind`, `layer`, `contribution`. They add up to the number."""
+    found = [{"kind": "embedding", "layer": None, "contribution": parts.embedding}]
+    for layer, (pairs, slots, mlp) in enumerate(zip(parts.pairs, parts.slots, parts.mlp, strict=True)):
+        found.append({"kind": "ctx", "layer": layer, "contribution": pairs.contributions.sum().item()})
+        other = ("mlp", mlp) if slots is None else ("slot", slots.contributions.sum().item())
+        found.append({"kind": other[0], "layer": layer, "contribution": other[1]})
+    return found
+
+
+class Wording:
+    """Puts the parts of one text's traces into words.
+
+    Attributes:
+        tokens: each token of the text, visible.
+    """
+
+    def __init__(self, reading: Reading, tokenizer: Tokenizer):
+        self._reading = reading
+        self._tokenizer = tokenizer
+        self._pushed: dict[tuple[int, int, int], list[str]] = {}
+        self.tokens = [self.token(id) for id in reading.tokens]
+
+    def token(self, id: int) -> str:
+        """A token of the vocabulary, visible."""
+        return visible(self._tokenizer.token_text(id))
+
+    def key_text(self, part: Contribution) -> str | None:
+        """The last tokens that the key of a pair is an average of; None for what has no key in the text."""
+        if part.kind != "ctx":
+            return None
+        return "".join(self.tokens[max(0, part.index + 1 - KEY_TOKENS) : part.index + 1])
+
+    def value_text(self, part: Contribution, position: int) -> str | None:
+        """What was stored: the token after the key (attention: the token itself); of a slot, the tokens it pushes.
+
+        `position` is where the part stands, which the embedding's own part needs. None for an MLP.
+        """
+        if part.kind == "slot":
+            return "|".join(self.pushed(part))
+        if part.kind == "mlp":
+            return None
+        return self.tokens[self._value_position(part, position)]
+
+    def pushed(self, slot: Contribution) -> list[str]:
+        """The tokens that a slot's value makes likeliest when read through the last norm and the head."""
+        place = (slot.layer, slot.head, slot.index)
+        if place not in self._pushed:
+            self.learn([slot])
+        return self._pushed[place]
+
+    @torch.no_grad()
+    def learn(self, parts: Iterable[Contribution]) -> None:
+        """Find what the slots among these parts push, all at once: one by one, a large head would take long."""
+        places = sorted({(part.layer, part.head, part.index) for part in parts if part.kind == "slot"})
+        final, layers = self._reading.final, self._reading.layers
+        for start in range(0, len(places), SLOT_BATCH):
+            batch = places[start : start + SLOT_BATCH]
+            given = torch.stack([layers[n].slots.values[h, i] @ layers[n].slots.output[h] for n, h, i in batch])
+            normed = (given - given.mean(-1, keepdim=True)) * final.weight  # (batch, C); a norm's scale keeps the order
+            head = self._reading.head
+            logits = normed.to(head.dtype) @ head.T  # (batch, V)
+            for place, ids in zip(batch, logits.topk(min(PUSHED_TOKENS, len(head))).indices, strict=True):
+                self._pushed[place] = [self.token(id) for id in ids.tolist()]
+
+    def record(self, part: Contribution, position: int) -> dict[str, Any]:
+        """One contribution to a number at `position`, as the JSON objects have it."""
+        return {
+            "id": part.id,
+            "kind": part.kind,
+            "layer": part.layer,
+            "head": part.head,
+            "position": {"ctx": part.index, "slot": None}.get(part.kind, position),
+            "key_text": self.key_text(part),
+            "value_text": self.value_text(part, position),
+            "pushes": self.pushed(part) if part.kind == "slot" else [],
+            "weight": part.weight,
+            "contribution": part.contribution,
+            "leave_one_out": part.leave_one_out,
+        }
+
+    def matches(self, part: Contribution, position: int) -> list[dict[str, Any]]:
+        """Why a pair answered: tokens `asked` and `stored` (positions and texts) and their `share` of the cosine.
+
+        Empty for what is not a pair of a mosaic.
+        """
+        if part.kind != "ctx" or self._reading.layers[part.layer].keys is None:
+            return []
+        found = matches(self._reading.layers[part.layer], part.head, position, part.index)
+        return [vars(m) | {"asked_text": self.tokens[m.asked], "stored_text": self.tokens[m.stored]} for m in found]
+
+    def path(self, path: Path) -> dict[str, Any]:
+        """A path and those below it, nested."""
+        part = path.contribution
+        return {
+            "id": part.id,
+            "kind": part.kind,
+            "position": path.position,
+            "key_text": self.key_text(part),
+            "value_text": self.value_text(part, path.position),
+            "pushes": self.pushed(part) if part.kind == "slot" else [],
+            "amount": path.amount,
+            "children": [self.path(child) for child in path.children],
+            "rest": path.rest,
+        }
+
+    def _value_position(self, part: Contribution, position: int) -> int:
+        if part.kind == "embedding":
+            return position
+        return part.index + (self._reading.layers[part.layer].pairs.reach == 0)  # a mosaic's value peeks one ahead
+
+
+def report(reading: Reading, found: Trace, wording: Wording, share: float, explained: int) -> dict[str, Any]:
+    """A trace as the object that `mosaic probe trace --json` prints, but for its errors.
+
+    Args:
+        share: see `paths`.
+        explained: so many of the pairs that contribute most get their `matches`.
+    """
+    parts = found.parts
+    listed = contributions(parts, LISTED_SHARE * parts.size)
+    wording.learn(listed)
+    asked = {part.id for part in [part for part in listed if part.kind == "ctx"][:explained]}
+    rows = [
+        wording.record(part, found.position)
+        | {"matches": wording.matches(part, found.position) if part.id in asked else []}
+        for part in listed
+    ]
+    return {
+        "tokens": wording.tokens,
+        "position": found.position,
+        "target": wording.token(found.target),
+        "versus": None if found.versus is None else wording.token(found.versus),
+        "logit": found.logit,
+        **standing(reading, found.position, found.target),
+        "completeness_error": found.completeness_error,
+        "predictions": predictions(reading, found.position, wording.token),
+        "sums": sums(parts),
+        "contributions": rows,
+        "rest": found.logit - sum(part.contribution for part in listed),
+        "paths": [wording.path(path) for path in paths(reading, parts, share)],
+    }

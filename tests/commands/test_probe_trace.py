@@ -1,0 +1,128 @@
+"""`mosaic probe trace`: what is promised of its object, its options, where it writes, and what it refuses."""
+
+import json
+import math
+
+import pytest
+
+from mosaic_cli.commands.manual import JSON_OBJECTS
+
+TINY = ("probe", "trace", "--ckpt", "tiny")
+PROMISED = {"target", "logit", "completeness_error", "plain_logit_error", "contributions"}
+PROMISED_OF_ONE = {"id", "kind", "layer", "head", "position", "key_text", "value_text", "weight", "contribution"}
+TEXT = "Mia saw the ki"
+
+
+def test_json_holds_what_is_promised(world, mosaic):
+    result = mosaic(*TINY, TEXT, "--json")
+    assert result.code == 0 and result.json["schema"] == "mosaic.probe.trace/1"
+    trace = result.json
+    assert trace.keys() >= PROMISED and trace["contributions"][0].keys() >= PROMISED_OF_ONE | {"leave_one_out"}
+    assert trace["completeness_error"] < 1e-4 and trace["plain_logit_error"] == 0
+    total = sum(row["contribution"] for row in trace["contributions"]) + trace["rest"]
+    assert total == pytest.approx(trace["logit"], abs=1e-9)
+    assert trace["target"] == trace["predictions"][0]["text"] and trace["rank"] == 1
+    assert trace["loss"] == pytest.approx(-math.log(trace["probability"]))
+    assert trace["tokens"] == ["<|endoftext|>", *TEXT] and trace["position"] == len(TEXT)
+    assert json.loads((world / "runs/tiny/probes/trace/trace.json").read_text()) == trace
+    assert "float32" in result.err
+
+
+@pytest.mark.parametrize("ckpt", ["tiny", "gpt"])
+def test_every_documented_key_is_there_and_no_other(world, mosaic, ckpt):
+    trace = mosaic("probe", "trace", "--ckpt", ckpt, "a cat", "--share", "0.001", "--json").json
+    documented = JSON_OBJECTS["probe trace"][1]
+    assert {key.split("[].")[0] for key in documented} | {"schema"} == trace.keys()
+    for name in ("predictions", "sums", "contributions"):
+        assert {key.split("[].")[1] for key in documented if key.startswith(f"{name}[]")} == trace[name][0].keys()
+    assert {key.split("[].")[1] for key in documented if key.startswith("paths[]")} <= trace["paths"][0].keys()
+    kinds = {"embedding", "ctx", "slot"} if ckpt == "tiny" else {"embedding", "ctx", "mlp"}
+    assert {row["kind"] for row in trace["contributions"]} == kinds
+    assert any(row["matches"] for row in trace["contributions"]) == (ckpt == "tiny")
+
+
+def test_positions_count_from_both_ends(world, mosaic):
+    first = mosaic(*TINY, TEXT, "--position", 4, "--json").json
+    assert mosaic(*TINY, TEXT, "--position", -11, "--json").json == first and first["position"] == 4
+    assert all(row["position"] < 4 for row in first["contributions"] if row["kind"] == "ctx")
+
+
+def test_a_target_and_its_lead(world, mosaic):
+    one, other = (mosaic(*TINY, TEXT, "--target", letter, "--json").json for letter in "te")
+    lead = mosaic(*TINY, TEXT, "--target", "t", "--vs", "e", "--json").json
+    assert (one["target"], one["versus"], lead["versus"]) == ("t", None, "e")
+    assert lead["logit"] == pytest.approx(one["logit"] - other["logit"], abs=1e-5)
+    assert lead["completeness_error"] < 1e-4
+    assert mosaic(*TINY, TEXT, "--target", "<|endoftext|>", "--json").json["target"] == "<|endoftext|>"
+
+
+def test_the_prompt_may_come_from_three_places(world, mosaic):
+    (world / "prompt.txt").write_text("a\ncat")
+    given = mosaic(*TINY, "a\ncat", "--json").json
+    assert mosaic(*TINY, "--prompt-file", "prompt.txt", "--json").json == given
+    assert mosaic(*TINY, "--json", stdin=b"a\ncat").json == given
+    assert "↵" in given["tokens"]
+
+
+def test_a_mosaic_is_traced_past_its_context(world, mosaic):
+    assert mosaic(*TINY, "the bird found the old hat", "--json").json["completeness_error"] < 1e-4
+
+
+def test_what_is_printed(world, mosaic):
+    result = mosaic(*TINY, TEXT, "--top", 5, "--out", "elsewhere")
+    assert result.code == 0 and "\x1b" not in result.out
+    trace = json.loads((world / "elsewhere" / "trace.json").read_text())
+    assert not (world / "runs/tiny/probes").exists()
+    for word in ("completeness error", "plain-logit error", "leave-one-out", "all others", "~", "Paths of the logit"):
+        assert word in result.out
+    table = result.out.partition("Where it came from")[2].partition("all others")[0]
+    assert all(row["id"] in table for row in trace["contributions"][:5])
+    assert trace["contributions"][5]["id"] not in table
+    assert "MLP, layer 0" in mosaic("probe", "trace", "--ckpt", "gpt", "a cat").out
+
+
+def test_what_looks_like_markup_is_text(world, mosaic):
+    assert mosaic("prepare", "-", "--tokenizer", "byte", "--out", "data/bytes", stdin=b"some text " * 50).code == 0
+    settings = ("-s", "data.dir=data/bytes", "-s", "data.tokenizer=byte", "--steps", "1", "--run", "bytes")
+    assert mosaic("train", "tiny.yaml", *settings).code == 0
+    result = mosaic("probe", "trace", "--ckpt", "bytes", "[/]\x1b[1m\u202e")
+    assert result.code == 0 and "[/]\\x1b[1m" in result.out and "\x1b" not in result.out
+
+
+def test_the_page_has_the_numbers_of_the_object(world, mosaic):
+    trace = mosaic(*TINY, TEXT, "--html", "pages/a.html", "--json").json
+    page = (world / "pages" / "a.html").read_text(encoding="utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    item = data["items"][data["chosen"]]
+    assert data["tokens"] == trace["tokens"] and item["target"] == trace["target"]
+    assert item["logit"] == pytest.approx(trace["logit"], rel=1e-5)
+    assert [row["id"] for row in item["rows"]] == [row["id"] for row in trace["contributions"][:8]]
+
+
+def test_the_help_ends_with_an_example(mosaic):
+    end = " ".join(mosaic("probe", "trace", "-h").out.split())
+    assert "end-of-text is token 0" in end and "Example: mosaic probe trace --ckpt quickstart" in end
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("",), "empty"),
+        ((TEXT, "--position", 15), "position 15 is outside of a text of 15 tokens"),
+        ((TEXT, "--position", -16), "position -16 is outside"),
+        ((TEXT, "--target", "Mia"), 'not one token: "M" + "i" + "a"'),
+        ((TEXT, "--vs", "é"), "not one token"),
+        ((TEXT, "--target", "a", "--vs", "a"), "compared with"),
+        ((TEXT, "--share", 0), "share 0 is not"),
+        ((TEXT, "--prompt-file", "text.txt"), "both"),
+    ],
+)
+def test_what_is_refused(world, refused, arguments, said):
+    error = refused(2, *TINY, *arguments)
+    assert said in error["message"] and error["hint"]
+    assert not (world / "runs/tiny/probes").exists()
+
+
+def test_a_text_longer_than_a_transformer_s_context_is_refused(world, refused):
+    error = refused(2, "probe", "trace", "--ckpt", "gpt", "the old hat")
+    assert "trained on 8 tokens cannot read 12" in error["message"] and "shorter" in error["hint"]
