@@ -1,10 +1,14 @@
-"""Figures of evaluations. matplotlib is imported only here, when something is drawn."""
+"""Figures of evaluations and probes. matplotlib is imported only here, when something is drawn."""
 
+import math
 from pathlib import Path
 
 from mosaic_cli.errors import UsageError
 
+EVEN_STYLE = {"color": "0.6", "linewidth": 3, "alpha": 0.6, "zorder": 0, "label": "all alike"}
 LINE_STYLES = ("-", "--", ":", "-.")  # told apart in grey too
+DRAWN = 7 / 8  # share of the distances that is drawn: the farthest have so few positions that they show noise
+FLOOR = 1e-3  # of an even weight: below this a weight is as good as none, and would only flatten the rest
 SMOOTHING = 8  # positions averaged on each side beyond the first ones, where a single position is noisy
 
 
@@ -18,11 +22,7 @@ def check_figure(path: Path, by_position: bool) -> None:
 
 def draw_loss_by_position(rows: list[dict], path: Path) -> None:
     """Loss against position in the window, one line a model, from the rows of `eval --by-position`."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for row, style in zip(rows, LINE_STYLES * len(rows), strict=False):
         axes.plot(
@@ -41,6 +41,106 @@ def draw_loss_by_position(rows: list[dict], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_patterns(values: dict, path: Path) -> None:
+    """Mean retrieval weight against distance from the object of `probe patterns`: a column a model, a row a layer."""
+    plt = _pyplot()
+    rows = values["results"]
+    panels = _panels(plt, max(row["heads"][-1]["layer"] for row in rows) + 1, len(rows))
+    num_heads = max(row["heads"][-1]["head"] for row in rows) + 1
+    for column, row in zip(panels.T, rows, strict=True):
+        _draw_pattern(column, row, num_heads)
+    lowest = min(x for axes in panels.flat for line in axes.lines for x in line.get_ydata() if x > 0)
+    panels[0, 0].set_ylim(bottom=max(lowest / 2, FLOOR * min(min(row["even"]) for row in rows)))
+    _finish(plt, panels, path)
+
+
+def _draw_pattern(column, row: dict, num_heads: int) -> None:
+    """One model into a column of panels, a layer each."""
+    nearest, drawn = row["distances"][0], math.ceil(DRAWN * len(row["distances"]))
+    shown = [d + 1 - nearest for d in row["distances"][:drawn]]  # attention's distance 0 has no place on a log axis
+    for head in row["heads"]:
+        column[head["layer"]].plot(shown, head["mean_weight"][:drawn], **_head_style(head["head"], num_heads))
+    deepest = row["heads"][-1]["layer"]
+    for layer in range(deepest + 1):
+        column[layer].plot(shown, row["even"][:drawn], **EVEN_STYLE)
+        column[layer].set_ylabel(f"layer {layer}: mean weight")
+    column[0].set_title(_plain(f"{row['ckpt']} ({row['kind']})"))
+    column[deepest].tick_params(labelbottom=True)  # the neighbour may be deeper
+    past = "distance (tokens; 1 is the pair stored just before)"
+    column[deepest].set_xlabel(past if nearest else "distance + 1 (tokens; 1 is the token itself)")
+
+
+def draw_slot_shares(values: dict, path: Path) -> None:
+    """Share of a head's weight by rank of the slot, from the object of `probe memories`: a panel a layer."""
+    plt = _pyplot()
+    layers = list(dict.fromkeys(head["layer"] for head in values["heads"]))
+    panels = _panels(plt, len(layers), 1)
+    for axes, layer in zip(panels[:, 0], layers, strict=True):
+        for head in (head for head in values["heads"] if head["layer"] == layer):
+            shares = sorted(head["mean_weight"], reverse=True)
+            ranks = range(1, len(shares) + 1)
+            axes.plot(ranks, shares, **_head_style(head["head"], values["heads"][-1]["head"] + 1))
+        axes.axhline(1 / len(shares), **EVEN_STYLE)
+        axes.set_ylabel(f"layer {layer}: share of weight")
+        axes.set_ylim(bottom=FLOOR / len(shares))
+    panels[0, 0].set_title(_plain(f"Slots of {values['ckpt']} on {values['on']}, {values['positions']:,} positions"))
+    panels[-1, 0].set_xlabel("rank of the slot in its head")
+    _finish(plt, panels, path)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _panels(plt, rows: int, columns: int):
+    """Axes (rows, columns) with logarithmic, shared scales."""
+    size = (max(7, 4.5 * columns), 0.8 + 2.6 * rows)
+    shared = {"sharex": "col", "sharey": True, "squeeze": False}
+    _, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", **shared)
+    for axes in panels.flat:
+        axes.set(xscale="log", yscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+    return panels
+
+
+def _head_style(head: int, num_heads: int) -> dict:
+    """Line of a head: its lightness and its dashes both tell it apart, so that grey is enough."""
+    import matplotlib
+
+    color = matplotlib.colormaps["viridis"](0.85 * head / max(num_heads - 1, 1))
+    return {
+        "color": color,
+        "linestyle": LINE_STYLES[head % len(LINE_STYLES)],
+        "linewidth": 1.3,
+        "label": f"head {head}",
+    }
+
+
+def _plain(text: str) -> str:
+    """Text of the user's as matplotlib shows it unchanged: a dollar would begin mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _finish(plt, panels, path: Path) -> None:
+    """One legend for all panels, hide those without lines, and save."""
+    legend: dict[str, object] = {}
+    for axes in panels.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
+        axes.set_visible(bool(handles))
+    figure = panels[0, 0].figure
+    legend[EVEN_STYLE["label"]] = legend.pop(EVEN_STYLE["label"])  # last
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=min(len(legend), 7), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -6,7 +6,7 @@ queries and keys that went into the kernel.
 Shapes: T tokens, S stored pairs, C model width, H heads, D head width, M slots, N layers. No batch: one text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from mosaic_cli.core import ops
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Block, Mosaic
 from mosaic_cli.core.transformer import TransformerBlock
-from mosaic_cli.errors import UsageError
+from mosaic_cli.data.batches import Tokens, check_length
+from mosaic_cli.errors import NonFiniteError, UsageError
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,34 @@ def read_text(model: LanguageModel, tokens: list[int]) -> Reading:
         head=model.embedding.weight.detach(),
         logits=logits,
     )
+
+
+def count_windows(tokens: Tokens, context: int, most: int) -> int:
+    """How many windows `read_windows` reads."""
+    return min(most, max(1, len(tokens) // context))
+
+
+def read_windows(model: LanguageModel, tokens: Tokens, context: int, most: int) -> Iterator[tuple[int, Reading]]:
+    """Read a corpus in windows side by side from its start; yields where each begins, and its reading.
+
+    Args:
+        context: tokens in a window. A corpus that does not fill one is read as one shorter window; behind full
+            windows a rest is left out.
+        most: read no more windows than this.
+
+    Raises:
+        DataError: fewer than two tokens.
+        NonFiniteError: the model's logits are not numbers.
+    """
+    check_length(tokens, 1, "val")
+    for start in range(0, count_windows(tokens, context, most) * context, context):
+        reading = read_text(model, tokens.read(start, min(start + context, len(tokens))).tolist())
+        if not reading.logits.isfinite().all():
+            raise NonFiniteError(
+                "the model's logits are not finite, so its retrieval weights mean nothing",
+                hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
+            )
+        yield start, reading
 
 
 class _Watch:

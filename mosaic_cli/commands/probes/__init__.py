@@ -8,6 +8,12 @@ from mosaic_cli.commands.probes import moons, trace
 probe = typer.Typer()
 probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
 probe.command(name="trace", epilog=trace.EPILOG)(trace.trace)
+from mosaic_cli.commands.probes import memories, moons, patterns
+
+probe = typer.Typer()
+probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
+probe.command(name="patterns", epilog=patterns.EPILOG)(patterns.patterns)
+probe.command(name="memories", epilog=memories.EPILOG)(memories.memories)
 
 
 @probe.callback(invoke_without_command=True)
