@@ -50,7 +50,7 @@ def evaluate(
 ) -> None:
     """Measure models on a text: loss, perplexity, bits per byte, with 95 % confidence intervals."""
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.runs.loading import load_trained
+    from mosaic_cli.runs.loading import load_trained, open_text
 
     bounds = [_bound(text, "--min") for text in min_ or []], [_bound(text, "--max") for text in max_ or []]
     contexts = _contexts(context)
@@ -63,7 +63,7 @@ def evaluate(
     trained = [load_trained(spec, placement) for spec in ckpt]
     results = []
     for one in trained:
-        tokens, num_bytes = _text(one, on, text_field)
+        tokens, num_bytes = open_text(one, on, text_field)
         for length in contexts or [one.model.config.context_length]:
             results.append((one, _measure(one, tokens, num_bytes, length, placement, batch_tokens)))
     rows = [_values(one, result, on, by_position) for one, result in results]
@@ -96,24 +96,6 @@ def _measure(
             hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
         )
     return result
-
-
-def _text(one: "TrainedModel", on: str, text_field: str):
-    """Tokens to evaluate on, and the bytes of text they stand for."""
-    from mosaic_cli.data.shards import Manifest, open_split
-    from mosaic_cli.data.text import tokens_of_file
-
-    if on != "val":
-        return tokens_of_file(on, one.tokenizer, text_field)
-    folder = Path(one.run.info()["data_dir"])
-    manifest = Manifest.load(folder)
-    if manifest.tokenizer.fingerprint != one.tokenizer.fingerprint:
-        raise UsageError(
-            f"{folder} was prepared with another tokenizer than {one.spec} was trained with",
-            where=folder,
-            hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE",
-        )
-    return open_split(folder, "val"), manifest.val.bytes
 
 
 def _values(one: "TrainedModel", result: "LanguageResult", on: str, by_position: bool) -> dict[str, object]:

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosaic_cli.core.model import LanguageModel
+from mosaic_cli.data.batches import Tokens
+from mosaic_cli.data.shards import Manifest, open_split
+from mosaic_cli.data.text import tokens_of_file
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
-from mosaic_cli.errors import CheckpointError
+from mosaic_cli.errors import CheckpointError, UsageError
 from mosaic_cli.runs.checkpoint import load_model
 from mosaic_cli.runs.directory import Run, find_checkpoint
 
@@ -46,3 +49,30 @@ def load_trained(spec: str, placement: Placement) -> TrainedModel:
             hint="Put the run's own tokenizer.json back.",
         )
     return TrainedModel(spec, run, checkpoint, model, tokenizer)
+
+
+def open_text(trained: TrainedModel, on: str, text_field: str = "text") -> tuple[Tokens, int]:
+    """The text to look at a model with, in its own tokens: what the user wrote after `--on`.
+
+    Args:
+        on: `val` for the validation split of the run's data; or a text, jsonl or parquet file.
+        text_field: field of a record that holds the text.
+
+    Returns:
+        The tokens, and the bytes of text they stand for.
+
+    Raises:
+        UsageError: no such file or data; or the data was prepared with another tokenizer.
+        DataError: it cannot be read.
+    """
+    if on != "val":
+        return tokens_of_file(on, trained.tokenizer, text_field)
+    folder = Path(trained.run.info()["data_dir"])
+    manifest = Manifest.load(folder)
+    if manifest.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+        raise UsageError(
+            f"{folder} was prepared with another tokenizer than {trained.spec} was trained with",
+            where=folder,
+            hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE",
+        )
+    return open_split(folder, "val"), manifest.val.bytes
