@@ -49,7 +49,7 @@ def test_every_command_is_documented_with_an_example():
 
 def test_every_schema_is_documented_with_keys_that_are_written():
     words = _strings(ROOT / "mosaic_cli" / "commands")
-    written = {word for word in words if re.fullmatch(r"mosaic\.[\w-]+/\d+", word)} - {"mosaic.error/1"}
+    written = {word for word in words if re.fullmatch(r"mosaic\.[\w.-]+/\d+", word)} - {"mosaic.error/1"}
     assert {schema for schema, _ in JSON_OBJECTS.values()} == written
     known = words | {field.name for field in dataclasses.fields(Sample)}
     keys = {part for _, keys in JSON_OBJECTS.values() for key in keys for part in key.split("[].")}

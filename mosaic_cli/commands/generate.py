@@ -29,6 +29,9 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End where this text appears; repeatable.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
+    edit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write with the memories of the prompt edited as the file says.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -38,9 +41,11 @@ def generate(
     """Continue a prompt with a trained model, streaming to stdout."""
     from mosaic_cli.device import choose_placement
     from mosaic_cli.generation import Sampling, Writer
+    from mosaic_cli.probes.edit_files import load_edits
+    from mosaic_cli.probes.edits import edited, resolve
     from mosaic_cli.runs.loading import load_trained
 
-    text = _prompt(prompt, prompt_file)
+    text = read_prompt(prompt, prompt_file)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     placement = choose_placement(device, dtype)
     trained = load_trained(ckpt, placement)
@@ -56,16 +61,23 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    edits = load_edits(edit, trained.tokenizer) if edit else []
     stream = n == 1 and not json
-    for step, pieces in enumerate(writer):
-        if stream:
-            display.stream(pieces[0] if step else text + pieces[0])
+    with edited(trained.model, resolve(trained.model, writer.prompt_ids, edits)):
+        for step, pieces in enumerate(writer):
+            if stream:
+                display.stream(pieces[0] if step else text + pieces[0])
     if stream:
         display.stream("\n")
     _report(writer, json, printed=stream)
 
 
-def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The prompt, from the command line, a file or standard input.
+
+    Raises:
+        UsageError: none or two are given, or it is not UTF-8 text.
+    """
     if prompt is not None and prompt_file is not None:
         raise UsageError("both a prompt and --prompt-file are given", where="--prompt-file", hint="Give one of them.")
     if prompt is None and prompt_file is None and sys.stdin.isatty():

@@ -78,7 +78,13 @@ def edit_entry(edit: Edit, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def dump_edits(edits: list[Edit], tokenizer: Tokenizer) -> str:
     """The text of a file that `load_edits` reads as these edits."""
-    style = {"Dumper": _Dumper, "default_flow_style": True, "allow_unicode": True, "sort_keys": False, "width": math.inf}
+    style = {
+        "Dumper": _Dumper,
+        "default_flow_style": True,
+        "allow_unicode": True,
+        "sort_keys": False,
+        "width": math.inf,
+    }
     return "edits:\n" + "".join(f"  - {yaml.dump(edit_entry(edit, tokenizer), **style)}" for edit in edits)
 
 

@@ -3,10 +3,12 @@ matplotlib."""
 
 import typer
 
-from mosaic_cli.commands.probes import moons
+from mosaic_cli.commands.probes import ablate, edit, moons
 
 probe = typer.Typer()
 probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
+probe.command(name="edit", epilog=edit.EPILOG)(edit.edit)
+probe.command(name="ablate", epilog=ablate.EPILOG)(ablate.ablate)
 
 
 @probe.callback(invoke_without_command=True)
