@@ -13,7 +13,7 @@ from mosaic_cli.core.model import LanguageModel, next_token_loss
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.batches import Tokens, check_length
 from mosaic_cli.device import Placement
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import NonFiniteError, UsageError
 from mosaic_cli.probes.edits import Change, Changes, Memories, edited, stored_pairs
 
 METHODS = ("drop", "zero", "mean")
@@ -82,12 +82,15 @@ def ablate(
     Raises:
         UsageError: an unknown method, a memory that does not exist, distances of slots or below 1, or a transformer
             and windows longer than its context. All before the first result.
+        NonFiniteError: the loss with all memories is not finite.
     """
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not one of {', '.join(METHODS)}", where="--method")
     T = windows.shape[1] - 1
     changes = [_without(model, one, T, method, distances) for one in memories]
     baseline = _window_losses(model, windows, placement, {})
+    if not math.isfinite(sum(baseline)):
+        raise NonFiniteError("the model's loss is not finite", hint="Use an earlier checkpoint: --ckpt RUN@STEP.")
     return _ablations(model, windows, placement, baseline, list(zip(memories, changes, strict=True)))
 
 

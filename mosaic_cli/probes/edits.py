@@ -16,7 +16,7 @@ from mosaic_cli.core import ops
 from mosaic_cli.core.memory import PairRead, SlotRead
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import NonFiniteError, UsageError
 from mosaic_cli.probes.reading import read_text
 
 _NAME = re.compile(r"L(\d+|\*)\.H(\d+|\*)\.(ctx|slot)(?:\.(\d+|\*))?")
@@ -268,12 +268,19 @@ def effect(model: LanguageModel, tokens: list[int], changes: Changes) -> Effect:
 
     Raises:
         UsageError: the baseline and a text longer than its context.
+        NonFiniteError: with the change, logits are infinite or not numbers.
     """
-    text = torch.tensor([tokens], device=_device(model))
-    before = model(text)[0, -1]
+    before = _prediction(model, tokens)
     with edited(model, changes):
-        after = model(text)[0, -1]
-    return Effect(before, after, torch.equal(model(text)[0, -1], before))
+        after = _prediction(model, tokens)
+    if not after.isfinite().all():
+        raise NonFiniteError("with these edits the logits are not finite", hint="Use smaller factors.")
+    return Effect(before, after, torch.equal(_prediction(model, tokens), before))
+
+
+def _prediction(model: LanguageModel, tokens: list[int]) -> Tensor:
+    """Logits (V,) after the last token."""
+    return model.head(model.hidden(torch.tensor([tokens], device=_device(model)))[0, -1])
 
 
 def resolve(model: LanguageModel, tokens: list[int], edits: list[Edit]) -> Changes:

@@ -9,7 +9,7 @@ import torch
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import build_model, next_token_loss
 from mosaic_cli.device import Placement
-from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.errors import DataError, NonFiniteError, UsageError
 from mosaic_cli.probes.ablate import BATCH_TOKENS, ablate, every_memory, first_windows
 from mosaic_cli.probes.edits import Edit, Memories, edited, resolve
 
@@ -97,6 +97,14 @@ def test_afterwards_the_model_is_what_it_was():
     before = _losses(model, windows)
     next(ablate(model, windows, every_memory(model), CPU))
     assert _losses(model, windows) == before
+
+
+def test_a_model_without_a_loss_is_told():
+    model = _model()
+    with torch.no_grad():
+        model.embedding.weight[3] = torch.nan
+    with pytest.raises(NonFiniteError, match="not finite"):
+        ablate(model, _windows(), every_memory(model), CPU)
 
 
 def test_one_window_has_no_interval():

@@ -8,7 +8,7 @@ import torch
 from mosaic_cli.core import ops
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import build_model
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import NonFiniteError, UsageError
 from mosaic_cli.probes.edits import Change, Edit, Memories, edited, effect, resolve, stored_pairs
 from mosaic_cli.probes.reading import read_text
 
@@ -93,9 +93,16 @@ def test_afterwards_the_model_is_what_it_was_bit_for_bit(kind, fails):
 def test_an_effect_is_before_and_after_and_says_that_it_is_undone(kind):
     model, text = _model(kind), _text()
     found = effect(model, text, resolve(model, text, [_edit("L1.H*.ctx.3")]))
-    assert found.undone and torch.equal(found.before, _logits(model, text)[-1])
+    assert found.undone
+    torch.testing.assert_close(found.before, _logits(model, text)[-1])
     torch.testing.assert_close(found.after, _edited(model, text, _edit("L1.H*.ctx.3"))[-1])
     assert not torch.allclose(found.after, found.before)
+
+
+def test_an_effect_beyond_all_numbers_is_told():
+    model, text = _model(), _text()
+    with pytest.raises(NonFiniteError, match="not finite"):
+        effect(model, text, resolve(model, text, [_edit("L*.H*.slot", "scale", factor=1e39)]))
 
 
 def test_contexts_do_not_nest():
