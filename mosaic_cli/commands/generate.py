@@ -1,14 +1,13 @@
 """`mosaic generate`: continue a prompt."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mosaic_cli.commands import display
-from mosaic_cli.commands.options import Ckpt, Debug, Device, Dtype, Json
-from mosaic_cli.errors import UsageError
+from mosaic_cli.commands.options import Ckpt, Debug, Device, Dtype, Json, PromptFile
+from mosaic_cli.commands.prompt import read_prompt
 
 if TYPE_CHECKING:
     from mosaic_cli.generation import Writer
@@ -28,7 +27,7 @@ def generate(
     ] = None,
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End where this text appears; repeatable.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
+    prompt_file: PromptFile = None,
     edit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write with the memories of the prompt edited as the file says.")
     ] = None,
@@ -45,7 +44,7 @@ def generate(
     from mosaic_cli.probes.edits import edited, resolve
     from mosaic_cli.runs.loading import load_trained
 
-    text = read_prompt(prompt, prompt_file)
+    text = read_prompt(prompt, prompt_file, "generate")
     sampling = Sampling(temperature, top_k, top_p, min_p)
     placement = choose_placement(device, dtype)
     trained = load_trained(ckpt, placement)
@@ -70,28 +69,6 @@ def generate(
     if stream:
         display.stream("\n")
     _report(writer, json, printed=stream)
-
-
-def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
-    """The prompt, from the command line, a file or standard input.
-
-    Raises:
-        UsageError: none or two are given, or it is not UTF-8 text.
-    """
-    if prompt is not None and prompt_file is not None:
-        raise UsageError("both a prompt and --prompt-file are given", where="--prompt-file", hint="Give one of them.")
-    if prompt is None and prompt_file is None and sys.stdin.isatty():
-        raise UsageError("no prompt", hint='Give one: mosaic generate --ckpt RUN "Once upon"')
-    try:
-        if prompt_file is not None:
-            return prompt_file.read_text(encoding="utf-8")
-        text = sys.stdin.read() if prompt is None else prompt
-        text.encode()  # bytes that are not UTF-8 come through the command line as surrogates
-        return text
-    except OSError as error:
-        raise UsageError(f"the prompt cannot be read: {error.strerror}", where=prompt_file) from error
-    except UnicodeError as error:
-        raise UsageError(f"the prompt is not UTF-8 text: {error}", where=prompt_file or "the prompt") from error
 
 
 def _report(writer: "Writer", json: bool, printed: bool) -> None:

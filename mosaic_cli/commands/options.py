@@ -23,3 +23,4 @@ Ckpt = Annotated[
     str, typer.Option("--ckpt", metavar="RUN", help="Run name, run folder, checkpoint folder, or RUN@best|latest|STEP.")
 ]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of prepared data; default: the run's own.")]
+PromptFile = Annotated[Path | None, typer.Option("--prompt-file", help="Read the prompt from a file.")]

@@ -107,18 +107,15 @@ class Change:
 
     dropped: (B, H, n) bool, forgotten memories. scale: (B, H, n) factors of values. values: (B, H, n, D) with
     `replaced` (B, H, n) bool saying where they count. B may be 1 for every text of the batch.
+    added_keys, added_values: one (H, D) for each added pair, seen by those who see pair `added_after`, in the heads of
+    `added_heads` (H,) bool.
     blanked: (B, H, n) bool, memories that keep their weight but say nothing: their value is zero or, with `to_mean`,
     the mean of the values that the reader sees.
     distances: bounds what is dropped and blanked to pairs that stand (first, last) from their reader, counted from 1,
     the newest pair that it sees.
-    added_keys, added_values: one (H, D) for each added pair, seen by those who see pair `added_after`, in the heads of
-    `added_heads` (H,) bool.
     """
 
     dropped: Tensor | None = None
-    blanked: Tensor | None = None
-    to_mean: bool = False
-    distances: tuple[int, int] | None = None
     scale: Tensor | None = None
     replaced: Tensor | None = None
     values: Tensor | None = None
@@ -126,6 +123,9 @@ class Change:
     added_values: list[Tensor] = field(default_factory=list)
     added_after: list[int] = field(default_factory=list)
     added_heads: list[Tensor] = field(default_factory=list)
+    blanked: Tensor | None = None
+    to_mean: bool = False
+    distances: tuple[int, int] | None = None
 
     def new_values(self, values: Tensor) -> Tensor:
         """Values (B, H, S, D) after replacing and scaling."""

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mosaic_cli.commands import display
-from mosaic_cli.commands.generate import read_prompt
-from mosaic_cli.commands.options import Ckpt, Debug, Device, Json
+from mosaic_cli.commands.options import Ckpt, Debug, Device, Json, PromptFile
 from mosaic_cli.commands.probes.corpus import Out, results_folder
+from mosaic_cli.commands.prompt import read_prompt
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def edit(
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Continue the text greedily by so many tokens, before and after.")
     ] = 0,
-    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
+    prompt_file: PromptFile = None,
     out: Out = None,
     device: Device = "auto",
     json: Json = False,
@@ -63,7 +63,7 @@ def edit(
         raise UsageError(
             "no edit is given", hint="Name a memory: --delete L1.H0.ctx.17. mosaic probe trace shows the names."
         )
-    text = read_prompt(prompt, prompt_file)
+    text = read_prompt(prompt, prompt_file, "probe edit")
 
     from mosaic_cli.device import choose_placement
     from mosaic_cli.probes.edit_files import dump_edits, load_edits, read_edit
