@@ -1,5 +1,6 @@
 """`mosaic generate`: continue a prompt."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,9 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End where this text appears; repeatable.")] = None,
     prompt_file: PromptFile = None,
+    edit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write with the memories of the prompt edited as the file says.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -36,6 +40,8 @@ def generate(
     """Continue a prompt with a trained model, streaming to stdout."""
     from mosaic_cli.device import choose_placement
     from mosaic_cli.generation import Sampling, Writer
+    from mosaic_cli.probes.edit_files import load_edits
+    from mosaic_cli.probes.edits import edited, resolve
     from mosaic_cli.runs.loading import load_trained
 
     text = read_prompt(prompt, prompt_file, "generate")
@@ -54,10 +60,12 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    edits = load_edits(edit, trained.tokenizer) if edit else []
     stream = n == 1 and not json
-    for step, pieces in enumerate(writer):
-        if stream:
-            display.stream(pieces[0] if step else text + pieces[0])
+    with edited(trained.model, resolve(trained.model, writer.prompt_ids, edits)):
+        for step, pieces in enumerate(writer):
+            if stream:
+                display.stream(pieces[0] if step else text + pieces[0])
     if stream:
         display.stream("\n")
     _report(writer, json, printed=stream)

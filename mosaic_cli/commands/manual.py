@@ -188,6 +188,8 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "paths[].amount": "its part of `logit`",
             "paths[].children": "the same for what its value was made of",
             "paths[].rest": "what it was made of besides; children and rest add up to `amount`",
+        },
+    ),
     "probe patterns": (
         "mosaic.probe.patterns/1",
         {
@@ -245,6 +247,37 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "heads[].never_called": "numbers of the slots that the text never called",
             "heads[].mean_weight": "of each slot",
             "heads[].largest_weight": "of each slot",
+        },
+    ),
+    "probe edit": (
+        "mosaic.probe.edit/1",
+        {
+            "ckpt": "as given after `--ckpt`",
+            "prompt": "the text that positions count in",
+            "edits": "the edits, as the entries of an edit file",
+            "before[].token": "text of a token, the likeliest first; `--top` of them",
+            "before[].id": "its id",
+            "before[].probability": "its probability after the prompt",
+            "before[].logit": "its logit",
+            "after": "the same with the edits",
+            "undone_bitwise": "whether the model, asked again without the edits, gave the same logits bit for bit",
+            "continuation": "greedy continuations `before` and `after`; null without `--max-new-tokens`",
+        },
+    ),
+    "probe ablate": (
+        "mosaic.probe.ablate/1",
+        {
+            "ckpt": "as given after `--ckpt`",
+            "on": "as given after `--on`",
+            "method": "`drop`, `zero` or `mean`",
+            "distance": "[A, B]; null without `--distance`",
+            "context": "tokens in a window",
+            "windows": "windows read",
+            "loss": "loss with all memories, nats per token",
+            "results[].memory": "name of the memories that were taken away",
+            "results[].loss": "loss without them, nats per token",
+            "results[].change": "`loss` without them less `loss` with all",
+            "results[].interval": "95 % confidence interval of the change, paired by window; null with one window",
         },
     ),
 }

@@ -16,7 +16,7 @@ from mosaic_cli.core import ops
 from mosaic_cli.core.memory import PairRead, SlotRead
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import NonFiniteError, UsageError
 from mosaic_cli.probes.reading import read_text
 
 _NAME = re.compile(r"L(\d+|\*)\.H(\d+|\*)\.(ctx|slot)(?:\.(\d+|\*))?")
@@ -47,21 +47,24 @@ class Memories:
         return cls(layer, head, match[3], index)
 
     def __str__(self) -> str:
-        layer, head, index = ("*" if part is None else part for part in (self.layer, self.head, self.index))
-        return f"L{layer}.H{head}.{self.kind}.{index}"
+        layer, head = ("*" if part is None else part for part in (self.layer, self.head))
+        return f"L{layer}.H{head}.{self.kind}" + ("" if self.index is None else f".{self.index}")
 
     def check(self, model: LanguageModel, num_pairs: int | None = None) -> None:
         """Raises: UsageError: a layer, head, slot or pair that the model or the text does not have."""
         config = model.config
         if self.kind == "slot" and not isinstance(model, Mosaic):
-            raise UsageError(f"{self} cannot be: a transformer has no slots", hint="Its pairs are named ctx.")
+            raise UsageError(f"there is no memory {self}: a transformer has no slots", hint="Its pairs are named ctx.")
         most = {"layer": config.num_layers, "head": config.num_heads}
         most["index"] = config.num_slots if self.kind == "slot" else num_pairs
         for name, count in most.items():
             value = getattr(self, name)
             if value is not None and count is not None and value >= count:
                 what = {"index": "slots" if self.kind == "slot" else "stored pairs"}.get(name, f"{name}s")
-                raise UsageError(f"there is no memory {self}: of {what} there are {count}, counted from 0")
+                raise UsageError(
+                    f"there is no memory {self}: of {what} there are {count}, counted from 0",
+                    hint="mosaic probe trace shows the names of a text's memories.",
+                )
 
     def layers(self, model: LanguageModel) -> range:
         """The layers it names."""
@@ -82,9 +85,13 @@ class Memories:
 class Edit:
     """One change.
 
-    action: `delete` (forget it; the others take up its weight), `scale` (its value times `factor`), `replace` (its
-    value becomes what it would be had `token` stood there), `add` (a pair with the key of position `after` and the
-    value it would have had `token` come next).
+    action:
+        `delete`: forget it; the others take up its weight.
+        `scale`: its value times `factor`, after any replacing.
+        `replace`: its value becomes what it would be had `token` been the token it stores: the one after its key in a
+            mosaic, whose values peek, and the key's own in a transformer. A slot's value becomes what pushes `token`.
+        `add`: one more pair per head, with the key of pair `after` and the value that replacing it would give. Who
+            sees pair `after` sees it too.
     """
 
     action: str
@@ -100,8 +107,12 @@ class Change:
 
     dropped: (B, H, n) bool, forgotten memories. scale: (B, H, n) factors of values. values: (B, H, n, D) with
     `replaced` (B, H, n) bool saying where they count. B may be 1 for every text of the batch.
-    added_keys, added_values: one (H, D) for each added pair, seen from positions later than `added_after` by the heads
-    of `added_heads` (H,) bool.
+    added_keys, added_values: one (H, D) for each added pair, seen by those who see pair `added_after`, in the heads of
+    `added_heads` (H,) bool.
+    blanked: (B, H, n) bool, memories that keep their weight but say nothing: their value is zero or, with `to_mean`,
+    the mean of the values that the reader sees.
+    distances: bounds what is dropped and blanked to pairs that stand (first, last) from their reader, counted from 1,
+    the newest pair that it sees.
     """
 
     dropped: Tensor | None = None
@@ -112,15 +123,18 @@ class Change:
     added_values: list[Tensor] = field(default_factory=list)
     added_after: list[int] = field(default_factory=list)
     added_heads: list[Tensor] = field(default_factory=list)
+    blanked: Tensor | None = None
+    to_mean: bool = False
+    distances: tuple[int, int] | None = None
 
     def new_values(self, values: Tensor) -> Tensor:
-        """Values (B, H, S, D) after scaling and replacing."""
+        """Values (B, H, S, D) after replacing and scaling."""
         S = values.shape[2]
-        if self.scale is not None:
-            values = values * _fitted(self.scale, S, 1.0)[..., None].to(values.dtype)
         if self.replaced is not None:
             new = nn.functional.pad(self.values, (0, 0, 0, max(0, S - self.values.shape[2])))[:, :, :S]
             values = torch.where(_fitted(self.replaced, S, False)[..., None], new.to(values.dtype), values)
+        if self.scale is not None:
+            values = values * _fitted(self.scale, S, 1.0)[..., None].to(values.dtype)
         return values
 
 
@@ -156,17 +170,41 @@ class EditedRead(nn.Module):
 def _dense_read(queries: Tensor, keys: Tensor, values: Tensor, change: Change, reach: int | None) -> Tensor:
     """Softmax reads (B, H, T, D); query i of T sees the memories j <= i + S - T, those dropped excepted."""
     (T, S), device = (queries.shape[2], keys.shape[2]), queries.device
-    hidden = torch.zeros(1, 1, 1, S, dtype=torch.bool, device=device)
+    unseen = torch.zeros(T, S, dtype=torch.bool, device=device)
     if reach is not None:
-        hidden = torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)[None, None]
+        unseen = torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)
+    near = _at_distances(T, S, change.distances, device)
+    hidden = unseen[None, None]
     if change.dropped is not None:
-        hidden = hidden | _fitted(change.dropped, S, False)[:, :, None, :]
+        hidden = hidden | _fitted(change.dropped, S, False)[:, :, None] & near
     scores = (queries @ keys.mT).masked_fill(hidden, -torch.inf)
     if change.added_keys:
         scores = torch.cat([scores, _added_scores(queries, S, change)], dim=-1)
-        more = torch.stack(change.added_values, 1).to(values.dtype)
-        values = torch.cat([values.expand(len(scores), -1, -1, -1), more.expand(len(scores), -1, -1, -1)], dim=2)
-    return scores.softmax(-1).nan_to_num(0.0) @ values  # a reader that sees nothing reads zero
+        more = torch.stack(change.added_values, 1).to(values.dtype).expand(len(scores), -1, -1, -1)
+        values = torch.cat([values.expand(len(scores), -1, -1, -1), more], dim=2)
+    weights = scores.softmax(-1).nan_to_num(0.0).to(values.dtype)  # a reader that sees nothing reads zero
+    if change.blanked is None:
+        return weights @ values
+    blanked = _fitted(change.blanked, S, False)[:, :, None] & near  # (B, H, T, S)
+    return _blanked_read(weights, values, nn.functional.pad(blanked, (0, values.shape[2] - S)), ~unseen, change.to_mean)
+
+
+def _at_distances(num_readers: int, num_pairs: int, distances: tuple[int, int] | None, device: torch.device) -> Tensor:
+    """Whether a pair stands at these distances from its reader (T, S); the last reader sees every pair."""
+    if distances is None:
+        return torch.ones(1, 1, dtype=torch.bool, device=device)
+    newest = torch.arange(num_pairs - num_readers, num_pairs, device=device)  # that each reader sees
+    away = newest[:, None] - torch.arange(num_pairs, device=device) + 1
+    return (away >= distances[0]) & (away <= distances[1])
+
+
+def _blanked_read(weights: Tensor, values: Tensor, blanked: Tensor, seen: Tensor, to_mean: bool) -> Tensor:
+    """Reads (B, H, T, D) in which blanked memories say zero, or the mean of the stored values (T, S) that are seen."""
+    reads = weights.masked_fill(blanked, 0) @ values
+    if not to_mean:
+        return reads
+    share = (seen / seen.sum(-1, keepdim=True).clamp(min=1)).to(values.dtype)  # (T, S)
+    return reads + (weights * blanked).sum(-1, keepdim=True) * (share @ values[:, :, : seen.shape[1]])
 
 
 def _added_scores(queries: Tensor, num_pairs: int, change: Change) -> Tensor:
@@ -185,9 +223,16 @@ Changes = dict[tuple[int, str], Change]
 
 @contextmanager
 def edited(model: LanguageModel, changes: Changes) -> Iterator[None]:
-    """Let the model retrieve from changed memories while the context is open; bitwise as before afterwards."""
+    """Let the model retrieve from changed memories while the context is open; bitwise as before afterwards.
+
+    Raises:
+        UsageError: the memories are changed already: contexts do not nest.
+    """
     parents = {key: _retriever(model, *key) for key in changes}
     originals = {key: parent.read for key, parent in parents.items()}
+    for (layer, kind), original in originals.items():
+        if isinstance(original, EditedRead):
+            raise UsageError(f"the {kind} memories of layer {layer} are edited already", hint="Make it one change.")
     for key, parent in parents.items():
         parent.read = EditedRead(parent.read, changes[key])
     try:
@@ -205,8 +250,44 @@ def _retriever(model: LanguageModel, layer: int, kind: str) -> nn.Module:
     return block.contextual if kind == "ctx" else block.persistent
 
 
+@dataclass(frozen=True)
+class Effect:
+    """What a change did to the prediction after a text: logits (V,) before and after.
+
+    undone: whether the model, asked again without the change, gave the same logits bit for bit.
+    """
+
+    before: Tensor
+    after: Tensor
+    undone: bool
+
+
+@torch.no_grad()
+def effect(model: LanguageModel, tokens: list[int], changes: Changes) -> Effect:
+    """Predict what follows a text without the change, with it, and without it again. The model is in evaluation mode.
+
+    Raises:
+        UsageError: the baseline and a text longer than its context.
+        NonFiniteError: with the change, logits are infinite or not numbers.
+    """
+    before = _prediction(model, tokens)
+    with edited(model, changes):
+        after = _prediction(model, tokens)
+    if not after.isfinite().all():
+        raise NonFiniteError("with these edits the logits are not finite", hint="Use smaller factors.")
+    return Effect(before, after, torch.equal(_prediction(model, tokens), before))
+
+
+def _prediction(model: LanguageModel, tokens: list[int]) -> Tensor:
+    """Logits (V,) after the last token."""
+    return model.head(model.hidden(torch.tensor([tokens], device=_device(model)))[0, -1])
+
+
 def resolve(model: LanguageModel, tokens: list[int], edits: list[Edit]) -> Changes:
     """What edits mean for a text: names become tensors, tokens become the values that they would have stored.
+
+    All are resolved against the text as the unedited model reads it; of two replacements of a memory the last counts.
+    `*` stands for the pairs that this text stores, not for those that writing on adds.
 
     Args:
         tokens: the text that positions count in.
@@ -216,7 +297,7 @@ def resolve(model: LanguageModel, tokens: list[int], edits: list[Edit]) -> Chang
     """
     changes: Changes = {}
     for edit in edits:
-        _check(model, edit, len(tokens))
+        _check(model, edit, stored_pairs(model, len(tokens)))
         for layer in edit.memories.layers(model):
             change = changes.setdefault((layer, edit.memories.kind), Change())
             {"delete": _delete, "scale": _scale, "replace": _replace, "add": _add}[edit.action](
@@ -225,20 +306,28 @@ def resolve(model: LanguageModel, tokens: list[int], edits: list[Edit]) -> Chang
     return changes
 
 
-def _check(model: LanguageModel, edit: Edit, num_tokens: int) -> None:
-    pairs = num_tokens - 1 if isinstance(model, Mosaic) else num_tokens  # the newest token's pair is not complete
-    edit.memories.check(model, pairs)
+def stored_pairs(model: LanguageModel, num_tokens: int) -> int:
+    """Pairs that a text stores: a mosaic's newest one is not complete before the token after it."""
+    return num_tokens - 1 if isinstance(model, Mosaic) else num_tokens
+
+
+def _check(model: LanguageModel, edit: Edit, pairs: int) -> None:
+    memories = edit.memories
+    memories.check(model, pairs)
     if edit.action == "add":
-        if edit.memories.kind == "slot":
+        if memories.kind == "slot":
             raise UsageError("slots cannot be added", hint="Replace one that nothing calls: mosaic probe memories")
-        replace(edit.memories, index=edit.after).check(model, pairs)
-    if edit.action == "replace" and edit.memories.index is None:
-        raise UsageError(f"{edit.memories} is more than one memory per head: name the one to replace")
+        if memories.index is not None:
+            raise UsageError(f"{memories} is there already", hint="Name heads, like L*.H*.ctx, and where to add.")
+        replace(memories, index=edit.after).check(model, pairs)
+    if edit.action == "replace" and memories.index is None:
+        raise UsageError(f"{memories} is more than one memory per head", hint=f"Name one: {memories}.0")
 
 
 def _sizes(model: LanguageModel, tokens: list[int], kind: str) -> tuple[int, int, int]:
     """A batch of one, H, and the number of memories."""
-    return 1, model.config.num_heads, model.config.num_slots if kind == "slot" else len(tokens)
+    config = model.config
+    return 1, config.num_heads, config.num_slots if kind == "slot" else stored_pairs(model, len(tokens))
 
 
 def _delete(model: LanguageModel, tokens: list[int], layer: int, edit: Edit, change: Change) -> None:

@@ -79,3 +79,38 @@ def test_a_transformer_writes_to_the_end_of_its_context(world, mosaic):
 def test_a_prompt_that_does_not_fit_is_not_half_written(world, mosaic):
     result = mosaic("generate", "--ckpt", "gpt", "the bird found")
     assert (result.code, result.out) == (2, "") and "do not fit" in result.err
+
+
+def _edited(world, text):
+    (world / "some.yaml").write_text(text)
+    return ("--edit", "some.yaml")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_edited_memories_change_what_is_written(world, mosaic, dtype):
+    arguments = (*TINY, "the bird", "--temperature", 0, "--max-new-tokens", 12, "--dtype", dtype)
+    plain = mosaic(*arguments).out
+    assert mosaic(*arguments, *_edited(world, "edits: [{scale: L*.H*.ctx.3, factor: 1}]")).out == plain
+    other = _edited(world, "edits: [{scale: L*.H*.slot, factor: -9}, {replace: L0.H*.ctx.3, token: k}]")
+    result = mosaic(*arguments, *other)
+    assert result.code == 0 and result.out != plain
+    assert mosaic(*arguments).out == plain
+
+
+def test_several_samples_are_written_with_the_same_edits(world, mosaic):
+    edit = _edited(world, "edits: [{scale: L*.H*.slot, factor: -9}]")
+    arguments = (*TINY, "the bird", "--temperature", 0, "--max-new-tokens", 8, *edit)
+    alone = mosaic(*arguments, "--json").json["samples"][0]["text"]
+    assert [s["text"] for s in mosaic(*arguments, "-n", 2, "--json").json["samples"]] == [alone, alone]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("edits: [{delete: L0.H0.ctx.7}]", "there is no memory L0.H0.ctx.7: of stored pairs there are 7"),
+        ("edits: [{delete: L7.H0.ctx.1}]", "of layers there are 1"),
+        ("edits: [{remove: L0.H0.ctx.1}]", "unknown key 'remove'"),
+    ],
+)
+def test_edits_of_what_is_not_there_are_refused(world, refused, text, message):
+    assert message in refused(2, *TINY, "the bird", *_edited(world, text))["message"]

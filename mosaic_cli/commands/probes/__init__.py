@@ -3,15 +3,13 @@ matplotlib."""
 
 import typer
 
-from mosaic_cli.commands.probes import moons, trace
+from mosaic_cli.commands.probes import ablate, edit, memories, moons, patterns, trace
 
 probe = typer.Typer()
 probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
 probe.command(name="trace", epilog=trace.EPILOG)(trace.trace)
-from mosaic_cli.commands.probes import memories, moons, patterns
-
-probe = typer.Typer()
-probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
+probe.command(name="edit", epilog=edit.EPILOG)(edit.edit)
+probe.command(name="ablate", epilog=ablate.EPILOG)(ablate.ablate)
 probe.command(name="patterns", epilog=patterns.EPILOG)(patterns.patterns)
 probe.command(name="memories", epilog=memories.EPILOG)(memories.memories)
 

@@ -55,9 +55,9 @@ def trace(
     the contributions are complete.
     """
     from mosaic_cli.device import choose_placement
+    from mosaic_cli.files import dump_json
     from mosaic_cli.probes.reading import read_text
     from mosaic_cli.probes.report import Wording, plain_logit_error, report
-    from mosaic_cli.files import dump_json
     from mosaic_cli.runs.loading import load_trained
 
     text = read_prompt(prompt, prompt_file, "probe trace")
