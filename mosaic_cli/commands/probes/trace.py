@@ -168,23 +168,20 @@ def _print_contributions(values: dict[str, Any], top: int) -> None:
         texts=2,
     )
     display.print_table(
-        "In all", ["part", "contribution"], [[_name(part), f"{part['contribution']:+.4f}"] for part in values["sums"]]
+        "What each layer gave in all",
+        ["part", "contribution"],
+        [[_name(part), f"{part['contribution']:+.4f}"] for part in values["sums"]],
     )
 
 
 def _print_matches(rows: list[dict]) -> None:
-    explained = [
-        [
-            row["id"],
-            _what(row),
-            f"{row['contribution']:+.4f}",
-            f'"{m["asked_text"]}" ~ "{m["stored_text"]}"',
-            f"{m['asked']} ~ {m['stored']}",
-            f"{m['share']:+.3f}",
-        ]
-        for row in [row for row in rows if row["matches"]][:EXPLAINED]
-        for m in row["matches"]
-    ]
+    explained = []
+    for row in [row for row in rows if row["matches"]][:EXPLAINED]:
+        about = [row["id"], _what(row), f"{row['contribution']:+.4f}"]
+        for match in row["matches"]:
+            asked = f'"{match["asked_text"]}" ~ "{match["stored_text"]}"'
+            explained.append([*about, asked, f"{match['asked']} ~ {match['stored']}", f"{match['share']:+.3f}"])
+            about = [""] * len(about)
     if explained:
         display.print_table(
             "Why the strongest pairs answered: the tokens that made their keys alike",
