@@ -99,6 +99,10 @@ def test_the_page_has_the_numbers_of_the_object(world, mosaic):
     assert [row["id"] for row in item["rows"]] == [row["id"] for row in trace["contributions"][:8]]
 
 
+def test_a_page_that_cannot_be_written_is_named(world, refused):
+    assert refused(1, *TINY, TEXT, "--html", "runs")["where"] == "runs"
+
+
 def test_the_help_ends_with_an_example(mosaic):
     end = " ".join(mosaic("probe", "trace", "-h").out.split())
     assert "end-of-text is token 0" in end and "Example: mosaic probe trace --ckpt quickstart" in end

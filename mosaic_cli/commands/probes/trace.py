@@ -12,6 +12,7 @@ from mosaic_cli.errors import NonFiniteError, UsageError
 
 if TYPE_CHECKING:
     from mosaic_cli.probes.reading import Reading
+    from mosaic_cli.probes.report import Wording
     from mosaic_cli.probes.trace import Trace
     from mosaic_cli.runs.loading import TrainedModel
 
@@ -77,13 +78,10 @@ def trace(
         "plain_logit_error": plain_logit_error(trained.model, reading),
         **report(reading, found, wording, share, explained=top),
     }
-    if html is not None:
-        from mosaic_cli.probes.page import page_data, render_page
-
-        name = f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"
-        _write(html, render_page(page_data(reading, wording, found, name)))
     folder = out or trained.run.path / "probes" / "trace"
     _write(folder / "trace.json", dump_json({"schema": SCHEMA, **values}))
+    if html is not None:
+        _write(html, _page(reading, wording, found, f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"))
     if json:
         display.print_json(SCHEMA, values)
     else:
@@ -115,11 +113,20 @@ def _trace(
     return found
 
 
-def _write(path: Path, text: str) -> None:
-    from mosaic_cli.runs.files import write_atomically
+def _page(reading: "Reading", wording: "Wording", found: "Trace", name: str) -> str:
+    from mosaic_cli.probes.page import page_data, page_items, render_page
 
+    items = []
+    with display.Bar() as bar:
+        for item in page_items(reading, wording, found):
+            items.append(item)
+            bar.update("tracing every token", len(items), len(reading.tokens))
+    return render_page(page_data(reading, wording, found, items, name))
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+    path.write_text(text, encoding="utf-8")
     display.note(f"written: {path}")
 
 
