@@ -158,7 +158,7 @@ class Writer:
         if "" in stop:
             raise UsageError("a stop text is empty", where="--stop", hint="Leave it out to write to the full length.")
         self.prompt, self.end_of_text = prompt, tokenizer.end_of_text
-        self.prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+        self.prompt_ids = tokenizer.encode_prompt(prompt)
         self.prefill_seconds = self.decode_seconds = 0.0
         self.decoded_tokens = 0  # beyond each sample's first, which the prefill brought
         self._continuations = [_Continuation(tokenizer.stream(), stop) for _ in range(num_samples)]

@@ -21,6 +21,8 @@ class Letters:
     def encode(self, text):
         return [ord(letter) - 96 for letter in text]
 
+    encode_prompt = encode
+
     def stream(self):
         class Stream:
             def push(self, token):

@@ -148,7 +148,7 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "ckpt": "as given after `--ckpt`",
             "checkpoint": "folder of the checkpoint",
             "kind": "`mosaic` or `transformer`",
-            "tokens": "the tokens of the text, end-of-text first; here and below, line ends are ↵, tabs ⇥, and what "
+            "tokens": "the tokens of the text; here and below, line ends are ↵, tabs ⇥, and what "
             "else cannot be seen is spelled out (`\\x00`, `\\u202e`)",
             "position": "token after which the prediction stands",
             "target": "token whose logit is traced",

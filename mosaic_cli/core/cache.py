@@ -60,25 +60,24 @@ class ValueState:
 
 @dataclass
 class ContextualCache:
-    """State of one contextual memory: beta (H,), which stays, and the pairs stored so far.
+    """State of one contextual memory: the scalars of its read, which stay, and the pairs stored so far.
 
     The newest token's pair is pending: its value needs the token after it.
     """
 
     keys: KeyState
     values: ValueState
-    beta: Tensor
+    scalars: tuple[Tensor, ...]
     pairs: GrowingPairs = field(default_factory=GrowingPairs)
     pending_key: Tensor | None = None  # (B, H, 1, D)
 
 
 @dataclass
 class PersistentCache:
-    """State of one persistent memory: only that of its keys; beta and alpha (H,) stay."""
+    """State of one persistent memory: only that of its keys; the scalars of its read stay."""
 
     keys: KeyState
-    beta: Tensor
-    alpha: Tensor
+    scalars: tuple[Tensor, ...]
 
 
 @dataclass

@@ -22,8 +22,12 @@ class PairRead(nn.Module):
 
         `beta` (H,) is this module's own inverse bandwidth, where a cache has it ready.
         """
-        beta = ops.inverse_bandwidth(self.bandwidth) if beta is None else beta
+        beta = self.scalars()[0] if beta is None else beta
         return ops.strict_past_read(queries, keys, values, beta, self.dropout if self.training else 0.0)
+
+    def scalars(self) -> tuple[Tensor]:
+        """beta (H,)."""
+        return (ops.inverse_bandwidth(self.bandwidth),)
 
 
 class SlotRead(nn.Module):
@@ -42,9 +46,12 @@ class SlotRead(nn.Module):
 
         `beta` and `alpha` (H,) are this module's own scalars, where a cache has them ready.
         """
-        beta = ops.inverse_bandwidth(self.bandwidth) if beta is None else beta
-        alpha = ops.value_scale(self.scale) if alpha is None else alpha
+        beta, alpha = self.scalars() if beta is None else (beta, alpha)
         return ops.slot_read(queries, keys, values, beta, alpha, self.dropout if self.training else 0.0)
+
+    def scalars(self) -> tuple[Tensor, Tensor]:
+        """beta and alpha (H,)."""
+        return ops.inverse_bandwidth(self.bandwidth), ops.value_scale(self.scale)
 
 
 class ContextualMemory(nn.Module):
@@ -78,12 +85,11 @@ class ContextualMemory(nn.Module):
             queries = keys
             stored_keys = torch.cat([cache.pending_key, stored_keys], dim=2)
         cache.pending_key = keys[:, :, -1:]
-        return self.read(queries, *cache.pairs.append(stored_keys.to(values.dtype), values), cache.beta)
+        return self.read(queries, *cache.pairs.append(stored_keys.to(values.dtype), values), *cache.scalars)
 
     def make_cache(self) -> ContextualCache:
         """An empty memory."""
-        beta = ops.inverse_bandwidth(self.read.bandwidth)
-        return ContextualCache(self.keys.make_state(), self.values.make_state(), beta)
+        return ContextualCache(self.keys.make_state(), self.values.make_state(), self.read.scalars())
 
 
 class PersistentMemory(nn.Module):
@@ -102,11 +108,9 @@ class PersistentMemory(nn.Module):
     def forward(self, x: Tensor, cache: PersistentCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
         keys = self.keys(x, cache.keys if cache else None)  # (B, H, T, D)
-        scalars = (cache.beta, cache.alpha) if cache else ()
-        reads = self.read(keys, self.slot_keys, self.slot_values, *scalars)
+        reads = self.read(keys, self.slot_keys, self.slot_values, *(cache.scalars if cache else ()))
         return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
 
     def make_cache(self) -> PersistentCache:
         """The state before the first token."""
-        beta, alpha = ops.inverse_bandwidth(self.read.bandwidth), ops.value_scale(self.read.scale)
-        return PersistentCache(self.keys.make_state(), beta, alpha)
+        return PersistentCache(self.keys.make_state(), self.read.scalars())

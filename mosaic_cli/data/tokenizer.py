@@ -159,6 +159,16 @@ class Tokenizer:
         self._check_alphabet(text)
         return self._inner.encode(text, add_special_tokens=False).ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to read and go on from; an empty one begins a new document.
+
+        Every command reads prompts by this, so that a position means the same token in all of them.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        return self.encode(text) or [self.end_of_text]
+
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids of the text, and the character at which each begins (a space before a word belongs to its token).
 

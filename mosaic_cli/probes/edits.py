@@ -152,7 +152,11 @@ class EditedRead(nn.Module):
         self._inner = [inner]  # in a list, so that it does not become part of this module's parameters
         self._change = change
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *scalars: Tensor) -> Tensor:
+    def scalars(self) -> tuple[()]:
+        """Nothing that a cache need keep."""
+        return ()
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As the module stood in for: queries (B, H, T, D) -> reads (B, H, T, D)."""
         inner, change = self._inner[0], self._change
         if isinstance(inner, SlotRead):

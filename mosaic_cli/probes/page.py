@@ -3,6 +3,7 @@
 The template shows the data; all texts reach it as JSON in which nothing can end the script, and are shown as text.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from mosaic_cli.probes.reading import Reading
@@ -14,36 +15,43 @@ ROWS = 8  # contributions shown for a token: 512 tokens stay well below 2 MB
 DIGITS = 6  # significant digits of a number on the page
 
 
-def page_data(reading: Reading, wording: Wording, chosen: Trace, name: str) -> dict[str, Any]:
+def page_items(reading: Reading, wording: Wording, chosen: Trace) -> Iterator[dict[str, Any]]:
+    """How each token of the text but the first was predicted, and then what is predicted after its end.
+
+    Each position traces the token that really came next, the last one the likeliest; that of `chosen` traces what it
+    does. One at a time, as a trace holds a number for each memory of the model.
+    """
+    T = len(reading.tokens)
+    for position in range(T):
+        target = reading.tokens[position + 1] if position + 1 < T else reading.logits[position].argmax().item()
+        yield _item(reading, wording, chosen if position == chosen.position else trace(reading, position, target))
+
+
+def page_data(reading: Reading, wording: Wording, chosen: Trace, items: list[dict], name: str) -> dict[str, Any]:
     """What the page shows.
 
     Args:
-        chosen: the trace on which the page opens; every other position traces the token that really came next.
+        chosen: the trace on which the page opens.
+        items: all that `page_items` yields.
         name: the model's, for the title.
 
     Returns:
         `name`; `tokens`; `key_tokens`, how many tokens of a key are shown; `peek`, 1 where a value is the token after
-        its key; `chosen`, an index of `items`; `items[i]`: how token i was predicted, none for token 0, and the last
-        is the prediction after the end.
+        its key; `chosen`, an index of `items`; `items[i]`: how token i was predicted, none for token 0.
     """
-    traces = []
-    for position in range(len(reading.tokens)):
-        is_last = position + 1 == len(reading.tokens)
-        target = reading.logits[position].argmax().item() if is_last else reading.tokens[position + 1]
-        traces.append(chosen if position == chosen.position else trace(reading, position, target))
-    listed = [contributions(found.parts, found.parts.nth_size(ROWS)) for found in traces]
-    wording.learn(part for parts in listed for part in parts)
     return {
         "name": name,
         "tokens": wording.tokens,
         "key_tokens": KEY_TOKENS,
         "peek": 1 - reading.layers[0].pairs.reach,
         "chosen": chosen.position + 1,
-        "items": [None, *(_item(reading, wording, *pair) for pair in zip(traces, listed, strict=True))],
+        "items": [None, *items],
     }
 
 
-def _item(reading: Reading, wording: Wording, found: Trace, listed: list) -> dict[str, Any]:
+def _item(reading: Reading, wording: Wording, found: Trace) -> dict[str, Any]:
+    listed = contributions(found.parts, found.parts.nth_size(ROWS))
+    wording.learn(listed)
     rows = []
     for part in listed:
         record = wording.record(part, found.position)

@@ -132,7 +132,7 @@ class LayerReading:
 
 @dataclass(frozen=True)
 class Reading:
-    """One text as a model read it. All tensors but `logits` are float64.
+    """One text as a model read it. All tensors but `head` and `logits` are float64.
 
     tokens: T ids. embedded: (T, C), the residual stream before the first block. final: the last norm.
     logit_scale: factor of the hidden state before the head. logits: (T, V), as the model gave them, hooks in place.
@@ -149,7 +149,7 @@ class Reading:
     def direction(self, target: int, versus: int | None = None) -> Tensor:
         """The functional (C,) on the normed final stream that gives a token's logit, or its lead over `versus`."""
         rows = self.head[target] if versus is None else self.head[target] - self.head[versus]
-        return rows.double() * self.logit_scale
+        return _exact(rows) * self.logit_scale
 
 
 @torch.no_grad()
@@ -180,8 +180,8 @@ def read_text(model: LanguageModel, tokens: list[int]) -> Reading:
         layers=layers,
         final=_norm(model.norm, seen),
         logit_scale=model.logit_scale if isinstance(model, Mosaic) else 1.0,
-        head=model.embedding.weight.detach(),
-        logits=logits,
+        head=_reachable(model.embedding.weight),
+        logits=_reachable(logits),
     )
 
 
@@ -233,23 +233,33 @@ class _Watch:
         self.inputs[module], self.outputs[module] = inputs, output
 
 
+def _reachable(tensor: Tensor) -> Tensor:
+    """The tensor where float64 exists: Apple's GPUs have none, so theirs come to the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).detach()
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """The tensor in float64."""
+    return _reachable(tensor).double()
+
+
 def _one(batch: Tensor) -> Tensor:
     """The only text of a batch, in float64."""
-    return batch[0].double()
+    return _exact(batch[0])
 
 
 def _norm(module: nn.LayerNorm, seen: _Watch) -> Norm:
-    return Norm(_one(seen.inputs[module][0]), module.weight.detach().double(), module.eps)
+    return Norm(_one(seen.inputs[module][0]), _exact(module.weight), module.eps)
 
 
 def _heads_out(output: nn.Linear, num_heads: int) -> Tensor:
     """W_o as (H, D, C)."""
-    return output.weight.detach().double().mT.unflatten(0, (num_heads, -1))
+    return _exact(output.weight).mT.unflatten(0, (num_heads, -1))
 
 
 def _heads_in(weight: Tensor, num_heads: int) -> Tensor:
     """A projection (C, C) as (H, D, C)."""
-    return weight.detach().double().unflatten(0, (num_heads, -1))
+    return _exact(weight).unflatten(0, (num_heads, -1))
 
 
 def _mosaic_layer(block: Block, seen: _Watch) -> LayerReading:
@@ -261,8 +271,8 @@ def _mosaic_layer(block: Block, seen: _Watch) -> LayerReading:
     slot_queries, slot_keys, slot_values = seen.inputs[persistent.read]
     slots = Retrieval(
         queries=_one(slot_queries) * _per_head(ops.inverse_bandwidth, persistent.read.bandwidth),
-        keys=slot_keys.double(),
-        values=slot_values.double() * _per_head(ops.value_scale, persistent.read.scale),
+        keys=_exact(slot_keys),
+        values=_exact(slot_values) * _per_head(ops.value_scale, persistent.read.scale),
         output=_heads_out(persistent.output, H),
         reach=None,
     )
@@ -272,20 +282,20 @@ def _mosaic_layer(block: Block, seen: _Watch) -> LayerReading:
 
 
 def _per_head(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    return function(theta.detach().double())[:, None, None]  # (H, 1, 1)
+    return function(_exact(theta))[:, None, None]  # (H, 1, 1)
 
 
 def _peeked(extractor: nn.Module, inputs: Tensor) -> Values:
-    gamma = extractor.peek.detach().double()
+    gamma = _exact(extractor.peek)
     project = _heads_in(extractor.project.weight, len(gamma))
     content = torch.einsum("tc,hdc->htd", inputs, project)  # (H, T, D)
     mixed = torch.lerp(content[:, 1:], content[:, :-1], gamma[:, None, None])
-    alpha = ops.value_scale(extractor.scale.detach().double())
+    alpha = ops.value_scale(_exact(extractor.scale))
     return Values(project, alpha[:, None] / mixed.norm(dim=-1).clamp(min=1e-12), gamma)
 
 
 def _keys(extractor: nn.Module, inputs: Tensor) -> KeyPaths:
-    rate = ops.leak_rate(extractor.leak.detach().double())
+    rate = ops.leak_rate(_exact(extractor.leak))
     projected = torch.einsum("tc,hdc->htd", inputs, _heads_in(extractor.project.weight, len(rate)))
     averages = ops.leaky_average(projected.transpose(0, 1)[None], rate)[0]  # (H, T, D)
     return KeyPaths(projected, torch.exp(-rate), averages.norm(dim=-1).clamp(min=1e-12))

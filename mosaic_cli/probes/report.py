@@ -54,9 +54,8 @@ def find_token(tokenizer: Tokenizer, text: str, where: str) -> int:
 @torch.no_grad()
 def plain_logit_error(model: LanguageModel, reading: Reading) -> float:
     """The largest difference between the logits of a reading and those of the same model without hooks."""
-    device = reading.logits.device
-    plain = model(torch.tensor([reading.tokens], device=device))[0]
-    return (plain - reading.logits).abs().max().item()
+    plain = model(torch.tensor([reading.tokens], device=next(model.parameters()).device))[0]
+    return (plain.to(reading.logits.device) - reading.logits).abs().max().item()
 
 
 def predictions(reading: Reading, position: int, token_text: Callable[[int], str], count: int = 5) -> list[dict]:
@@ -130,7 +129,8 @@ class Wording:
     @torch.no_grad()
     def learn(self, parts: Iterable[Contribution]) -> None:
         """Find what the slots among these parts push, all at once: one by one, a large head would take long."""
-        places = sorted({(part.layer, part.head, part.index) for part in parts if part.kind == "slot"})
+        slots = {(part.layer, part.head, part.index) for part in parts if part.kind == "slot"}
+        places = sorted(slots - self._pushed.keys())
         final, layers = self._reading.final, self._reading.layers
         for start in range(0, len(places), SLOT_BATCH):
             batch = places[start : start + SLOT_BATCH]

@@ -144,10 +144,11 @@ def decompose(reading: Reading, position: int, depth: int, functional: Tensor) -
 
 
 def _share(retrieval: Retrieval, position: int, functional: Tensor) -> Share:
-    weights = retrieval.weights(position)  # (H, S)
+    scores = retrieval.scores(position)
+    weights = scores.softmax(-1)  # (H, S)
     worth = said(retrieval, functional)[:, : weights.shape[1]]
     contributions = weights * worth
-    return Share(weights, contributions, _leave_one_out(retrieval.scores(position), weights, worth))
+    return Share(weights, contributions, _leave_one_out(scores, weights, worth))
 
 
 def said(retrieval: Retrieval, functional: Tensor) -> Tensor:

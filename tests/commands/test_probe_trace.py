@@ -23,7 +23,7 @@ def test_json_holds_what_is_promised(world, mosaic):
     assert total == pytest.approx(trace["logit"], abs=1e-9)
     assert trace["target"] == trace["predictions"][0]["text"] and trace["rank"] == 1
     assert trace["loss"] == pytest.approx(-math.log(trace["probability"]))
-    assert trace["tokens"] == ["<|endoftext|>", *TEXT] and trace["position"] == len(TEXT)
+    assert trace["tokens"] == [*TEXT] and trace["position"] == len(TEXT) - 1
     assert json.loads((world / "runs/tiny/probes/trace/trace.json").read_text()) == trace
     assert "float32" in result.err
 
@@ -43,7 +43,7 @@ def test_every_documented_key_is_there_and_no_other(world, mosaic, ckpt):
 
 def test_positions_count_from_both_ends(world, mosaic):
     first = mosaic(*TINY, TEXT, "--position", 4, "--json").json
-    assert mosaic(*TINY, TEXT, "--position", -11, "--json").json == first and first["position"] == 4
+    assert mosaic(*TINY, TEXT, "--position", -10, "--json").json == first and first["position"] == 4
     assert all(row["position"] < 4 for row in first["contributions"] if row["kind"] == "ctx")
 
 
@@ -99,17 +99,21 @@ def test_the_page_has_the_numbers_of_the_object(world, mosaic):
     assert [row["id"] for row in item["rows"]] == [row["id"] for row in trace["contributions"][:8]]
 
 
+def test_a_page_that_cannot_be_written_is_named(world, refused):
+    assert refused(1, *TINY, TEXT, "--html", "runs")["where"] == "runs"
+
+
 def test_the_help_ends_with_an_example(mosaic):
     end = " ".join(mosaic("probe", "trace", "-h").out.split())
-    assert "end-of-text is token 0" in end and "Example: mosaic probe trace --ckpt quickstart" in end
+    assert "Example: mosaic probe trace --ckpt quickstart" in end
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("",), "empty"),
-        ((TEXT, "--position", 15), "position 15 is outside of a text of 15 tokens"),
-        ((TEXT, "--position", -16), "position -16 is outside"),
+        ((TEXT, "--position", 14), "position 14 is outside of a text of 14 tokens"),
+        ((TEXT, "--position", -15), "position -15 is outside"),
         ((TEXT, "--target", "Mia"), 'not one token: "M" + "i" + "a"'),
         ((TEXT, "--vs", "é"), "not one token"),
         ((TEXT, "--target", "a", "--vs", "a"), "compared with"),
@@ -125,4 +129,4 @@ def test_what_is_refused(world, refused, arguments, said):
 
 def test_a_text_longer_than_a_transformer_s_context_is_refused(world, refused):
     error = refused(2, "probe", "trace", "--ckpt", "gpt", "the old hat")
-    assert "trained on 8 tokens cannot read 12" in error["message"] and "shorter" in error["hint"]
+    assert "trained on 8 tokens cannot read 11" in error["message"] and "shorter" in error["hint"]

@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from tiny_models import tiny_model
 
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.probes.page import ROWS, page_data, render_page
+from mosaic_cli.probes.page import ROWS, page_data, page_items, render_page
 from mosaic_cli.probes.reading import read_text
 from mosaic_cli.probes.report import Wording, report
 from mosaic_cli.probes.trace import trace
@@ -32,13 +32,14 @@ def _traced(text, kind="mosaic", position=-1, target=101, versus=None):
 
 
 def _data(text, **options):
-    return page_data(*_traced(text, **options), name="<b>a & b</b>")
+    traced = _traced(text, **options)
+    return page_data(*traced, list(page_items(*traced)), name="<b>a & b</b>")
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "transformer"])
 def test_the_numbers_are_those_of_the_report(kind):
     reading, wording, chosen = _traced("the cat sat", kind, position=4, versus=ord("a"))
-    data = page_data(reading, wording, chosen, name="")
+    data = page_data(reading, wording, chosen, list(page_items(reading, wording, chosen)), name="")
     assert data["chosen"] == 5 and data["items"][0] is None and len(data["items"]) == 13
     for position in range(12):
         following = [*reading.tokens, int(reading.logits[-1].argmax())][position + 1]

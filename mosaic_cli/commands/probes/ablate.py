@@ -47,9 +47,9 @@ def ablate(
     distances = _distances(distance)
 
     from mosaic_cli.device import choose_placement
+    from mosaic_cli.files import dump_json
     from mosaic_cli.probes import ablate as library
     from mosaic_cli.probes.edits import Memories
-    from mosaic_cli.files import dump_json
     from mosaic_cli.runs.loading import load_trained, open_text
 
     chosen = [Memories.parse(name) for name in memories or []]

@@ -66,8 +66,8 @@ def edit(
     text = read_prompt(prompt, prompt_file, "probe edit")
 
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.probes.edit_files import dump_edits, load_edits, read_edit
     from mosaic_cli.files import dump_json
+    from mosaic_cli.probes.edit_files import dump_edits, load_edits, read_edit
     from mosaic_cli.runs.loading import load_trained
 
     placement = choose_placement(device, "float32")
@@ -116,7 +116,7 @@ def _compare(
     from mosaic_cli.probes.edits import effect, resolve
 
     tokenizer = trained.tokenizer
-    tokens = tokenizer.encode(text) or [tokenizer.end_of_text]  # as `mosaic generate` reads a prompt
+    tokens = tokenizer.encode_prompt(text)
     changes = resolve(trained.model, tokens, edits)
     found = effect(trained.model, tokens, changes)
     values = {

@@ -12,18 +12,18 @@ from mosaic_cli.errors import NonFiniteError, UsageError
 
 if TYPE_CHECKING:
     from mosaic_cli.probes.reading import Reading
+    from mosaic_cli.probes.report import Wording
     from mosaic_cli.probes.trace import Trace
     from mosaic_cli.runs.loading import TrainedModel
 
 EPILOG = 'Example: mosaic probe trace --ckpt quickstart "Mia put the kite under the bridge. Where was the kite? Under"'
 SCHEMA = "mosaic.probe.trace/1"
 EXPLAINED = 3  # pairs of the terminal's table whose answers are explained
-FIRST_OF = "The text is read as a new document: end-of-text is token 0, the prompt begins with token 1."
 
 
 def trace(
     ckpt: Ckpt,
-    prompt: Annotated[str | None, typer.Argument(help=f"Text to look at; default: standard input. {FIRST_OF}")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Text to look at; default: standard input.")] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +66,7 @@ def trace(
     placement = choose_placement(device, "float32")
     trained = load_trained(ckpt, placement)
     display.note(f"{trained.checkpoint} on {placement.device}, always in float32 so that the sums can be checked")
-    tokens = [trained.tokenizer.end_of_text, *trained.tokenizer.encode(text)]
+    tokens = trained.tokenizer.encode_prompt(text)
     reading = read_text(trained.model, tokens)
     found = _trace(reading, trained, target, vs, position)
     wording = Wording(reading, trained.tokenizer)
@@ -77,13 +77,10 @@ def trace(
         "plain_logit_error": plain_logit_error(trained.model, reading),
         **report(reading, found, wording, share, explained=top),
     }
-    if html is not None:
-        from mosaic_cli.probes.page import page_data, render_page
-
-        name = f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"
-        _write(html, render_page(page_data(reading, wording, found, name)))
     folder = out or trained.run.path / "probes" / "trace"
     _write(folder / "trace.json", dump_json({"schema": SCHEMA, **values}))
+    if html is not None:
+        _write(html, _page(reading, wording, found, f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"))
     if json:
         display.print_json(SCHEMA, values)
     else:
@@ -115,11 +112,20 @@ def _trace(
     return found
 
 
-def _write(path: Path, text: str) -> None:
-    from mosaic_cli.files import write_atomically
+def _page(reading: "Reading", wording: "Wording", found: "Trace", name: str) -> str:
+    from mosaic_cli.probes.page import page_data, page_items, render_page
 
+    items = []
+    with display.Bar() as bar:
+        for item in page_items(reading, wording, found):
+            items.append(item)
+            bar.update("tracing every token", len(items), len(reading.tokens))
+    return render_page(page_data(reading, wording, found, items, name))
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+    path.write_text(text, encoding="utf-8")
     display.note(f"written: {path}")
 
 
@@ -168,23 +174,20 @@ def _print_contributions(values: dict[str, Any], top: int) -> None:
         texts=2,
     )
     display.print_table(
-        "In all", ["part", "contribution"], [[_name(part), f"{part['contribution']:+.4f}"] for part in values["sums"]]
+        "What each layer gave in all",
+        ["part", "contribution"],
+        [[_name(part), f"{part['contribution']:+.4f}"] for part in values["sums"]],
     )
 
 
 def _print_matches(rows: list[dict]) -> None:
-    explained = [
-        [
-            row["id"],
-            _what(row),
-            f"{row['contribution']:+.4f}",
-            f'"{m["asked_text"]}" ~ "{m["stored_text"]}"',
-            f"{m['asked']} ~ {m['stored']}",
-            f"{m['share']:+.3f}",
-        ]
-        for row in [row for row in rows if row["matches"]][:EXPLAINED]
-        for m in row["matches"]
-    ]
+    explained = []
+    for row in [row for row in rows if row["matches"]][:EXPLAINED]:
+        about = [row["id"], _what(row), f"{row['contribution']:+.4f}"]
+        for match in row["matches"]:
+            asked = f'"{match["asked_text"]}" ~ "{match["stored_text"]}"'
+            explained.append([*about, asked, f"{match['asked']} ~ {match['stored']}", f"{match['share']:+.3f}"])
+            about = [""] * len(about)
     if explained:
         display.print_table(
             "Why the strongest pairs answered: the tokens that made their keys alike",
