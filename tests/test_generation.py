@@ -21,7 +21,8 @@ class Letters:
     def encode(self, text):
         return [ord(letter) - 96 for letter in text]
 
-    encode_prompt = encode
+    def encode_prompt(self, text):
+        return self.encode(text) or [self.end_of_text]
 
     def stream(self):
         class Stream:
