@@ -107,8 +107,9 @@ def generate(
     model.eval()
     try:
         cache = model.make_cache()
-        tokens = torch.tensor([prompt], device=placement.device).expand(num_samples, -1)
-        logits = _read(model, tokens, cache, placement)
+        logits = _read(model, torch.tensor([prompt], device=placement.device), cache, placement)
+        if num_samples > 1:  # the prompt is read once, whatever the number of samples
+            cache, logits = cache.repeat(num_samples), logits.expand(num_samples, -1)
         for step in range(max_new_tokens):
             drawn = sample(logits, sampling, generator)
             yield drawn.tolist()

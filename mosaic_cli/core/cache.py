@@ -3,7 +3,7 @@
 The per-head scalars that stay while decoding are kept as well: computing them anew costs more than a memory's read.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ class GrowingPairs:
         self.length = end
         return self._keys.narrow(2, 0, end), self._values.narrow(2, 0, end)
 
+    def repeat(self, count: int) -> "GrowingPairs":
+        """A copy of the pairs of a single text (B = 1) for each of `count` texts that go on from it."""
+        copy = GrowingPairs(self._initial)
+        if self._keys is not None:
+            copy.append(*(_repeat(tensor[:, :, : self.length], count) for tensor in (self._keys, self._values)))
+        return copy
+
     def _with_room(self, buffer: Tensor | None, like: Tensor, end: int) -> Tensor:
         capacity = self._initial if buffer is None else buffer.shape[2]
         if buffer is not None and end <= capacity:
@@ -42,12 +49,20 @@ class GrowingPairs:
         return larger
 
 
+def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:
+    return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
+
+
 @dataclass
 class KeyState:
     """What a key extractor carries from token to token: lambda (H, 1, 1), which stays, and the leaky average."""
 
     decay: Tensor
     average: Tensor | None = None  # (B, H, D)
+
+    def repeat(self, count: int) -> "KeyState":
+        """The same for each of `count` texts."""
+        return replace(self, average=_repeat(self.average, count))
 
 
 @dataclass
@@ -71,6 +86,16 @@ class ContextualCache:
     pairs: GrowingPairs = field(default_factory=GrowingPairs)
     pending_key: Tensor | None = None  # (B, H, 1, D)
 
+    def repeat(self, count: int) -> "ContextualCache":
+        """A copy for each of `count` texts."""
+        return replace(
+            self,
+            keys=self.keys.repeat(count),
+            values=replace(self.values, pending=_repeat(self.values.pending, count)),
+            pairs=self.pairs.repeat(count),
+            pending_key=_repeat(self.pending_key, count),
+        )
+
 
 @dataclass
 class PersistentCache:
@@ -78,6 +103,10 @@ class PersistentCache:
 
     keys: KeyState
     scalars: tuple[Tensor, ...]
+
+    def repeat(self, count: int) -> "PersistentCache":
+        """The same for each of `count` texts."""
+        return replace(self, keys=self.keys.repeat(count))
 
 
 @dataclass
@@ -88,10 +117,19 @@ class MemoryCache:
     persistent: list[PersistentCache]
     length: int = 0
 
+    def repeat(self, count: int) -> "MemoryCache":
+        """A copy of what a single text (B = 1) left behind, for each of `count` texts that go on from it."""
+        contextual = [cache.repeat(count) for cache in self.contextual]
+        return MemoryCache(contextual, [cache.repeat(count) for cache in self.persistent], self.length)
 
+
+@dataclass
 class AttentionCache:
     """What the baseline keeps: keys and values of every layer. `length` counts the tokens read."""
 
-    def __init__(self, num_layers: int):
-        self.length = 0
-        self.layers = [GrowingPairs() for _ in range(num_layers)]
+    layers: list[GrowingPairs]
+    length: int = 0
+
+    def repeat(self, count: int) -> "AttentionCache":
+        """A copy of what a single text (B = 1) left behind, for each of `count` texts that go on from it."""
+        return AttentionCache([layer.repeat(count) for layer in self.layers], self.length)

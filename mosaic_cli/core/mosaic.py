@@ -55,6 +55,10 @@ class Mosaic(nn.Module):
             x = block(x, cache.contextual[layer], cache.persistent[layer]) if cache else block(x)
         if cache is not None:
             cache.length += tokens.shape[1]
+        return self.finish(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What `head` takes, from the residual stream after the last block: both (..., C)."""
         return self.norm(x) * self.logit_scale
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -121,6 +121,10 @@ class Transformer(nn.Module):
             x = block(x, cache.layers[layer] if cache else None)
         if cache is not None:
             cache.length = end
+        return self.finish(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What `head` takes, from the residual stream after the last block: both (..., C)."""
         return self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -129,7 +133,7 @@ class Transformer(nn.Module):
 
     def make_cache(self) -> AttentionCache:
         """An empty cache. It takes batch size, dtype and device from what it first stores."""
-        return AttentionCache(self.config.num_layers)
+        return AttentionCache([GrowingPairs() for _ in self.blocks])
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -156,8 +156,8 @@ class EditedRead(nn.Module):
         """Nothing that a cache need keep."""
         return ()
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """As the module stood in for: queries (B, H, T, D) -> reads (B, H, T, D)."""
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *_: Tensor) -> Tensor:
+        """As the module stood in for: queries (B, H, T, D) -> reads (B, H, T, D). A cache's scalars are not used."""
         inner, change = self._inner[0], self._change
         if isinstance(inner, SlotRead):
             keys, values = keys[None], values[None] * ops.value_scale(inner.scale)[:, None, None]

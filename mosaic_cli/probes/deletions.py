@@ -1,0 +1,100 @@
+"""What forgetting memories really does: many deletions of one text, run through the model side by side.
+
+Two questions are asked of a stored pair. *Deleted*: what if no later token could read it, in any layer above? The
+others take up its weight, and everything is computed again. *Unread*: what if only the newest token could not read it,
+and all that earlier tokens stored stood as it is? The second costs one token's work for each pair, so a trace can
+afford it; the first is what a trace is held against.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mosaic_cli.core.model import LanguageModel
+from mosaic_cli.probes.edits import Change, edited
+from mosaic_cli.probes.reading import Reading
+
+BATCH_TOKENS = 16384  # tokens run at once: their dense weights are what fills the memory
+
+
+@torch.no_grad()
+def after_deletions(model: LanguageModel, reading: Reading, dropped: Tensor, first: int = 0) -> Iterator[Tensor]:
+    """Logits (batch, T, V) of a text without some of its stored pairs, a batch of variants at a time, in order.
+
+    Args:
+        model: the one that made the reading, in evaluation mode.
+        dropped: (variants, N, H, S) bool, the pairs to forget in each variant.
+        first: the lowest layer in which any variant drops a pair; what lies below is not computed again.
+    """
+    stream = reading.layers[first].norm.stream.to(model.embedding.weight.dtype)  # (T, C)
+    for batch in dropped.split(max(1, BATCH_TOKENS // len(stream))):
+        changes = {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(first, dropped.shape[1])}
+        with edited(model, changes):
+            x = stream.expand(len(batch), -1, -1)
+            for block in model.blocks[first:]:
+                x = block(x)
+        yield model.head(model.finish(x))
+
+
+@torch.no_grad()
+def unread_by_newest(model: LanguageModel, reading: Reading, dropped: Tensor) -> Iterator[Tensor]:
+    """Logits (batch, V) after a text whose last token alone read without some pairs, a batch of variants at a time.
+
+    Args:
+        model: the one that made the reading, in evaluation mode.
+        dropped: (variants, N, H, S) bool, the pairs that the last token cannot read in each variant.
+    """
+    *earlier, last = reading.tokens
+    device = dropped.device
+    cache = model.make_cache()
+    if earlier:
+        model.hidden(torch.tensor([earlier], device=device), cache)
+    for batch in dropped.split(max(1, BATCH_TOKENS // len(reading.tokens))):
+        copies = cache.repeat(len(batch)) if earlier else model.make_cache()
+        with edited(model, {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(dropped.shape[1])}):
+            hidden = model.hidden(torch.full((len(batch), 1), last, device=device), copies)
+        yield model.head(hidden[:, -1])
+
+
+def one_each(chosen: Tensor) -> Tensor:
+    """A variant (n, N, H, S) for each of the n pairs chosen (N, H, S), which drops that pair alone."""
+    places = chosen.nonzero()
+    dropped = torch.zeros(len(places), *chosen.shape, dtype=torch.bool, device=chosen.device)
+    dropped[torch.arange(len(places)), *places.T] = True
+    return dropped
+
+
+def unread_effects(model: LanguageModel, reading: Reading, target: int, smallest: float = 1e-4) -> Tensor:
+    """Change of the log-probability of `target` after the text when its last token cannot read a pair: (N, H, S).
+
+    Pairs to which that token gives a weight of at most `smallest` are not tried and count as without effect.
+    """
+    last = len(reading.tokens) - 1
+    weights = torch.stack([layer.pairs.weights(last) for layer in reading.layers])
+    effects = torch.zeros_like(weights)
+    chosen = weights > smallest
+    found = [_log_probability(logits, target) for logits in unread_by_newest(model, reading, one_each(chosen))]
+    effects[chosen] = torch.cat(found) - _log_probability(reading.logits[-1], target)
+    return effects
+
+
+def _log_probability(logits: Tensor, target: int) -> Tensor:
+    return logits.double().log_softmax(-1)[..., target]
+
+
+def single_deletions(model: LanguageModel, reading: Reading, target: int, smallest: float = 1e-4) -> Tensor:
+    """Log-probability of `target` after the text, without each stored pair alone, minus that with all: (N, H, S).
+
+    Pairs that no token of the text gives a weight above `smallest` are not tried and count as without effect.
+    """
+    used = torch.stack([layer.pairs.all_weights().amax(1) > smallest for layer in reading.layers])  # (N, H, S)
+    effects = torch.zeros(used.shape, dtype=torch.float64, device=used.device)
+    whole = _log_probability(reading.logits[-1], target)
+    for layer in range(len(used)):
+        chosen = torch.zeros_like(used)
+        chosen[layer] = used[layer]
+        for_each = after_deletions(model, reading, one_each(chosen), layer)
+        found = [_log_probability(logits[:, -1], target) for logits in for_each]
+        effects[chosen] = torch.cat(found) - whole
+    return effects
