@@ -3,7 +3,7 @@ matplotlib."""
 
 import typer
 
-from mosaic_cli.commands.probes import ablate, edit, memories, moons, patterns, trace
+from mosaic_cli.commands.probes import ablate, edit, memories, moons, patterns, trace, verify
 
 probe = typer.Typer()
 probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
@@ -12,6 +12,7 @@ probe.command(name="edit", epilog=edit.EPILOG)(edit.edit)
 probe.command(name="ablate", epilog=ablate.EPILOG)(ablate.ablate)
 probe.command(name="patterns", epilog=patterns.EPILOG)(patterns.patterns)
 probe.command(name="memories", epilog=memories.EPILOG)(memories.memories)
+probe.command(name="verify", epilog=verify.EPILOG)(verify.verify)
 
 
 @probe.callback(invoke_without_command=True)
