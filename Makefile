@@ -17,7 +17,7 @@ test: $(VENV)/ready  ## Run the tests (4 minutes)
 	$(BIN)/python -m pytest
 
 smoke: $(VENV)/ready  ## Run every subcommand on tiny settings (1 minute)
-	@MOSAIC=$(abspath $(MOSAIC)) sh scripts/smoke.sh
+	$(BIN)/python scripts/smoke.py
 
 lint: $(VENV)/ready  ## Check style
 	$(BIN)/ruff check .
