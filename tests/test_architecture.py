@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (  # from the ground up; a part may import those of its own floor and below
     {"errors"},
     {"core"},
-    {"files", "recipe", "device"},
+    {"files", "intervals", "recipe", "device"},
     {"data"},
     {"runs"},
     {"evaluation", "generation", "probes"},

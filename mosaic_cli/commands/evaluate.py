@@ -8,14 +8,17 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Debug, Device, Dtype, Json
+from mosaic_cli.commands.recall_table import print_recall, recall_row
 from mosaic_cli.errors import CheckFailed, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
+    from mosaic_cli.device import Placement
     from mosaic_cli.evaluation.language import LanguageResult
     from mosaic_cli.runs.loading import TrainedModel
 
 EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
-POSITION_ROWS = 12  # rows of the table by position, spaced by doubling
+BOUNDS = ("loss", "perplexity", "bits_per_byte", "tokens")  # figures that --min and --max may name
+BOUNDS_OF_RECALL = ("accuracy", "recalls")
 
 
 def evaluate(
@@ -28,7 +31,11 @@ def evaluate(
         ),
     ],
     on: Annotated[
-        str, typer.Option(help="val: the run's own validation split; or a text, jsonl or parquet file.")
+        str,
+        typer.Option(
+            help="val: the run's own validation split; recall: facts of held-out built-in stories; "
+            "or a text, jsonl or parquet file."
+        ),
     ] = "val",
     by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,
     context: Annotated[str | None, typer.Option(help="Window lengths N,N,...; default: the training context.")] = None,
@@ -50,10 +57,20 @@ def evaluate(
 ) -> None:
     """Measure models on a text: loss, perplexity, bits per byte, with 95 % confidence intervals."""
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.runs.loading import load_trained, open_text
+    from mosaic_cli.runs.loading import load_trained
 
-    bounds = [_bound(text, "--min") for text in min_ or []], [_bound(text, "--max") for text in max_ or []]
+    known = BOUNDS_OF_RECALL if on == "recall" else BOUNDS
+    bounds = (
+        [_bound(text, "--min", known) for text in min_ or []],
+        [_bound(text, "--max", known) for text in max_ or []],
+    )
     contexts = _contexts(context)
+    if on == "recall" and (by_position or contexts):
+        raise UsageError(
+            "recall is asked of whole stories, by form and distance",
+            where="--on recall",
+            hint="Leave out --by-position and --context.",
+        )
     if figure is not None:
         from mosaic_cli.commands.figures import check_figure, draw_loss_by_position
 
@@ -61,22 +78,41 @@ def evaluate(
     placement = choose_placement(device, dtype)
     display.note(f"evaluating on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
-    results = []
-    for one in trained:
-        tokens, num_bytes = open_text(one, on, text_field)
-        for length in contexts or [one.model.config.context_length]:
-            results.append((one, _measure(one, tokens, num_bytes, length, placement, batch_tokens)))
-    rows = [_values(one, result, on, by_position) for one, result in results]
+    if on == "recall":
+        rows = [recall_row(one, placement) for one in trained]
+    else:
+        rows = _language_rows(trained, placement, on, text_field, contexts, batch_tokens, by_position)
     if figure is not None:
         draw_loss_by_position(rows, figure)
         display.note(f"drawn: {figure}")
     failed = _failed(rows, *bounds)
     if not json:
-        _print(rows, by_position)
+        print_recall(rows) if on == "recall" else _print(rows, by_position)
     elif not failed:  # one object on stdout: the error takes the place of the results
         display.print_json("mosaic.eval/1", {"results": rows})
     if failed:
         raise CheckFailed("; ".join(failed), where="--min/--max")
+
+
+def _language_rows(
+    trained: "list[TrainedModel]",
+    placement: "Placement",
+    on: str,
+    text_field: str,
+    contexts: list[int],
+    batch_tokens: int,
+    by_position: bool,
+) -> list[dict]:
+    """One object a model and context length."""
+    from mosaic_cli.runs.loading import open_text
+
+    rows = []
+    for one in trained:
+        tokens, num_bytes = open_text(one, on, text_field)
+        for length in contexts or [one.model.config.context_length]:
+            result = _measure(one, tokens, num_bytes, length, placement, batch_tokens)
+            rows.append(_values(one, result, on, by_position))
+    return rows
 
 
 def _measure(
@@ -173,9 +209,8 @@ def _contexts(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _bound(text: str, flag: str) -> tuple[str, float]:
+def _bound(text: str, flag: str, known: tuple[str, ...]) -> tuple[str, float]:
     name, _, value = text.partition("=")
-    known = ("loss", "perplexity", "bits_per_byte", "tokens")
     try:
         bound = float(value)
     except ValueError:

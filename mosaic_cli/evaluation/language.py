@@ -12,8 +12,8 @@ from torch import Tensor
 from mosaic_cli.core.model import LanguageModel, next_token_loss
 from mosaic_cli.data.batches import Tokens, check_length
 from mosaic_cli.device import Placement
+from mosaic_cli.intervals import Z_95
 
-Z_95 = 1.959964  # two-sided 95 % of a normal distribution
 MAX_EXPONENT = math.log(sys.float_info.max)
 
 

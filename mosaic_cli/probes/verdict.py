@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from mosaic_cli.intervals import Estimate, estimate
 from mosaic_cli.probes.verify import FORMS, RANKINGS, Finding
 
-Z_95 = 1.959964  # two-sided 95 % of a normal distribution
 ERRORS = ("completeness_error", "plain_logit_error")
 CONTROLS = ("random", "recency", "raw_weight")
 BY_RANKING = (
@@ -19,32 +18,6 @@ FIGURES = (
     *("edit_efficacy", "edit_generalisation", "edit_specificity", "comprehensiveness", "sufficiency"),
     *("rank_correlation", "subset_correlation_contribution", "subset_correlation_unread"),
 )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts with a 95 % interval. n prompts had the figure; with none, all is None."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-
-def estimate(values: Iterable[float | None]) -> Estimate:
-    """Wilson's interval for shares of yes and no, which is honest near 0 and 1; else mean +- 1.96 standard errors."""
-    known = [value for value in values if value is not None]
-    n = len(known)
-    if n == 0:
-        return Estimate(None, None, None, 0)
-    mean = math.fsum(known) / n
-    if set(known) <= {0.0, 1.0}:
-        middle, half = mean + Z_95**2 / (2 * n), Z_95 * math.sqrt(mean * (1 - mean) / n + (Z_95 / (2 * n)) ** 2)
-        return Estimate(mean, (middle - half) / (1 + Z_95**2 / n), (middle + half) / (1 + Z_95**2 / n), n)
-    if n == 1:
-        return Estimate(mean, None, None, 1)
-    variance = math.fsum((value - mean) ** 2 for value in known) / (n - 1)
-    return Estimate(mean, mean - Z_95 * math.sqrt(variance / n), mean + Z_95 * math.sqrt(variance / n), n)
 
 
 def extremes(values: Iterable[float]) -> Estimate:

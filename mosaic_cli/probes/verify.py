@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
-from mosaic_cli.data.recalls import TokenRecall, TokenStory, token_stories
+from mosaic_cli.data.recalls import HELD_OUT_SEED, TokenRecall, TokenStory, token_stories
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import UsageError
 from mosaic_cli.probes.deletions import after_deletions, single_deletions, unread_by_newest, unread_effects
@@ -25,7 +25,6 @@ from mosaic_cli.probes.reading import Reading, read_text
 from mosaic_cli.probes.trace import Trace, trace
 
 FORMS = ("mention", "retell", "reply", "question")
-HELD_OUT_SEED = 20_240_506  # of the story writer; recipes draw from small seeds
 # Of the stored pairs, deleted or kept: AOPC's steps. Retrieval is nearly one-hot: of a thousand pairs a few matter, so
 # shares above a few percent would not tell rankings apart.
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)

@@ -111,3 +111,18 @@ def test_a_wide_table_shows_every_figure(world, mosaic, monkeypatch):
     table = mosaic("eval", *arguments).out
     rows = mosaic("eval", *arguments, "--json").json["results"]
     assert all(f"{row['loss']:.4f}" in table and row["ckpt"] in table for row in rows) and "…" not in table
+
+
+def test_recall_is_asked_of_stories(world, mosaic):
+    (world / "letters.txt").write_text("".join(map(chr, range(32, 127))) * 40 + "\n" * 90)
+    tiny = ("-s", "data.files=[letters.txt]", "-s", "data.dir=data/letters", "--steps", 2)
+    assert mosaic("train", "tiny.yaml", *tiny, "--run", "letters").code == 0
+    (row,) = mosaic("eval", "--ckpt", "letters", "--on", "recall", "--json").json["results"]
+    assert row["on"] == "recall" and 0 <= row["accuracy"] <= 1 and row["recalls"] > 1000
+    assert set(row["by_form"]) == {"mention", "retell", "reply", "question"}
+    assert sum(span["n"] for span in row["by_distance"]) == row["recalls"]
+
+
+@pytest.mark.parametrize("flags", [("--by-position",), ("--context", "8"), ("--min", "loss=1")])
+def test_what_recall_does_not_have(world, mosaic, flags):
+    assert mosaic("eval", "--ckpt", "tiny", "--on", "recall", *flags).code == 2

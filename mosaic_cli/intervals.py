@@ -1,0 +1,36 @@
+"""Means with 95 % confidence intervals."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Z_95 = 1.959964  # two-sided 95 % of a normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n independent cases with its interval. Without a case all is None; with one the interval is."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def estimate(values: Iterable[float | None]) -> Estimate:
+    """Wilson's interval for shares of yes and no, which is honest near 0 and 1; else mean +- 1.96 standard errors.
+
+    None stands for a case that does not have the figure.
+    """
+    known = [value for value in values if value is not None]
+    n = len(known)
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    mean = math.fsum(known) / n
+    if set(known) <= {0.0, 1.0}:
+        middle, half = mean + Z_95**2 / (2 * n), Z_95 * math.sqrt(mean * (1 - mean) / n + (Z_95 / (2 * n)) ** 2)
+        return Estimate(mean, (middle - half) / (1 + Z_95**2 / n), (middle + half) / (1 + Z_95**2 / n), n)
+    if n == 1:
+        return Estimate(mean, None, None, 1)
+    error = Z_95 * math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n)
+    return Estimate(mean, mean - error, mean + error, n)
