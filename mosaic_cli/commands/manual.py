@@ -96,8 +96,8 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "results[].on": "as given after `--on`",
             "results[].data_source": "what the text is: the data's source as used, or the file",
             "results[].context": "tokens in a window",
-            "results[].accuracy": "share of facts recalled right; this to `by_distance`: only with `--on recall`, which "
-            "has neither loss nor what belongs to it, and `interval` is the accuracy's",
+            "results[].accuracy": "share of facts recalled right; this to `by_distance`: only with `--on recall`, "
+            "which has neither loss nor what belongs to it, and `interval` is the accuracy's",
             "results[].chance": "accuracy of guessing among the answers that the story gave to facts of the kind",
             "results[].recalls": "facts asked for",
             "results[].recalls_beyond_context": "facts asked for where a transformer cannot read",

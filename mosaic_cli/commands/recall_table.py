@@ -62,8 +62,8 @@ def print_recall(rows: list[dict]) -> None:
             *([form, *(_cell(row["by_form"].get(form)) for row in rows)] for form in forms),
             *([f"{a} to {b} tokens ago", *(_cell(row.get((a, b))) for row in by_span)] for a, b in spans),
         ],
-        caption="The answer's first token is the likeliest. Interval: 95 %, Wilson, each recall a case. Guessing: among "
-        "the answers that the story gave to facts of the kind.",
+        caption="The answer's first token is the likeliest. Interval: 95 %, Wilson, each recall a case. Guessing: "
+        "among the answers that the story gave to facts of the kind.",
     )
 
 

@@ -1,7 +1,7 @@
 """Recall in context: facts that built-in stories state once and ask back later (DESIGN: the built-in stories).
 
-An answer is right when its first token is the likeliest one. Nothing but memory tells it: answers are drawn independently
-of what they are about, and two facts of a kind never begin alike.
+An answer is right when its first token is the likeliest one. Nothing but memory tells it: answers are drawn
+independently of what they are about, and two facts of a kind never begin alike.
 """
 
 from collections.abc import Callable, Iterator
