@@ -310,7 +310,7 @@ def _rephrased(tokenizer: Tokenizer, prompt: Prompt) -> tuple[list[int], int] | 
 def _thing(text: str, source: int) -> str | None:
     """What a statement is about: the last `the NAME` before what is stated of it."""
     sentence = text[max(text.rfind(mark, 0, source) for mark in (".", "!", "?", "\n")) + 1 : source]
-    found = re.findall(r"\bthe (\w+)", sentence)
+    found = re.findall(r"\b[Tt]he (\w+)", sentence)
     return found[-1] if found else None
 
 

@@ -202,6 +202,7 @@ def test_another_form_asks_for_the_same_fact(words):
         ("One. Grandma gave the drum to Tom.", "Tom", "drum"),
         ("Mia saw the kite. Ana called it Pepper.", "Pepper", None),
         ("The end.\nBen painted the bell green.", "green", "bell"),
+        ("He smiled. The clock belonged to Tim.", "Tim", "clock"),
     ],
 )
 def test_what_a_statement_is_about(text, source, thing):
