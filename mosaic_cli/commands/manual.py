@@ -180,9 +180,15 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "contributions[].contribution": "its part of `logit`",
             "contributions[].leave_one_out": "direct change of `logit` were it forgotten and its weight taken up by "
             "the others; null for what is not retrieved",
+            "contributions[].unread": "change of the log-probability of `target` when the token at `position` reads "
+            "without this pair, everything above computed again; 0, not tried, for a weight of at most 1e-4; null for "
+            "what is not a stored pair",
             "contributions[].matches": "for the strongest pairs of a mosaic: tokens `asked` and `stored` "
             "(`asked_text`, `stored_text`) and their `share` of the cosine of the keys; else empty",
             "rest": "what the contributions that are not listed add up to",
+            "costliest[].id": "the 5 pairs with the largest `unread` in size: as `contributions[].id`, and beside it "
+            "the other keys of a contribution but matches",
+            "costliest[].unread": "as `contributions[].unread`",
             "paths[].id": "as `contributions[].id`; beside it kind, key_text, value_text and pushes",
             "paths[].position": "token at which this part stands",
             "paths[].amount": "its part of `logit`",

@@ -194,6 +194,13 @@ def _of_layer(share: Share, kind: str, layer: int, smallest: float) -> Iterator[
         yield Contribution(name, kind, layer, head, i, weights[head][i], given[head][i], lost[head][i])
 
 
+def pair_contribution(parts: Decomposition, layer: int, head: int, pair: int) -> Contribution:
+    """What one stored pair gave to a number."""
+    share = parts.pairs[layer]
+    weight, given, lost = (t[head, pair].item() for t in (share.weights, share.contributions, share.leave_one_out))
+    return Contribution(f"L{layer}.H{head}.ctx.{pair}", "ctx", layer, head, pair, weight, given, lost)
+
+
 @dataclass(frozen=True)
 class Path:
     """A contribution, and what the stored value was made of: parts of the same number, one level further down.
