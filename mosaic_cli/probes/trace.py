@@ -117,7 +117,7 @@ def trace(reading: Reading, position: int, target: int, versus: int | None = Non
         raise UsageError(
             f"position {position} is outside of a text of {T} tokens (0 to {T - 1})",
             where="--position",
-            hint="Count from 0, the end-of-text before the prompt, or back from the end: -1 is the last token.",
+            hint="Count the text's tokens from 0, or back from the end: -1 is the last token.",
         )
     for token in (target, versus):
         if token is not None and not 0 <= token < V:
