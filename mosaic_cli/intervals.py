@@ -30,7 +30,28 @@ def estimate(values: Iterable[float | None]) -> Estimate:
     if set(known) <= {0.0, 1.0}:
         middle, half = mean + Z_95**2 / (2 * n), Z_95 * math.sqrt(mean * (1 - mean) / n + (Z_95 / (2 * n)) ** 2)
         return Estimate(mean, (middle - half) / (1 + Z_95**2 / n), (middle + half) / (1 + Z_95**2 / n), n)
+    return _normal(known)
+
+
+def estimate_lead(leads: Iterable[float | None]) -> Estimate:
+    """As `estimate`, for differences of two figures of the same case.
+
+    Differences of yes and no are -1, 0 or 1. Their interval is Agresti and Min's (2005), which counts half a case
+    more for each of the four outcomes: so it stays honest where all cases agree.
+    """
+    known = [lead for lead in leads if lead is not None]
+    if not known or not set(known) <= {-1.0, 0.0, 1.0}:
+        return _normal(known) if known else Estimate(None, None, None, 0)
+    n = len(known) + 2
+    middle = math.fsum(known) / n
+    half = Z_95 * math.sqrt(((math.fsum(lead**2 for lead in known) + 1) / n - middle**2) / n)
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Estimate(math.fsum(known) / len(known), low, high, len(known))
+
+
+def _normal(known: list[float]) -> Estimate:
+    n, mean = len(known), math.fsum(known) / len(known)
     if n == 1:
         return Estimate(mean, None, None, 1)
-    error = Z_95 * math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n)
-    return Estimate(mean, mean - error, mean + error, n)
+    half = Z_95 * math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n)
+    return Estimate(mean, mean - half, mean + half, n)

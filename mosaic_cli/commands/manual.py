@@ -187,9 +187,15 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "contributions[].contribution": "its part of `logit`",
             "contributions[].leave_one_out": "direct change of `logit` were it forgotten and its weight taken up by "
             "the others; null for what is not retrieved",
+            "contributions[].unread": "change of the log-probability of `target` when the token at `position` reads "
+            "without this pair, everything above computed again; 0, not tried, for a weight of at most 1e-4; null for "
+            "what is not a stored pair",
             "contributions[].matches": "for the strongest pairs of a mosaic: tokens `asked` and `stored` "
             "(`asked_text`, `stored_text`) and their `share` of the cosine of the keys; else empty",
             "rest": "what the contributions that are not listed add up to",
+            "costliest[].id": "the 5 pairs with the largest `unread` in size: as `contributions[].id`, and beside it "
+            "the other keys of a contribution but matches",
+            "costliest[].unread": "as `contributions[].unread`",
             "paths[].id": "as `contributions[].id`; beside it kind, key_text, value_text and pushes",
             "paths[].position": "token at which this part stands",
             "paths[].amount": "its part of `logit`",
@@ -269,6 +275,46 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "after": "the same with the edits",
             "undone_bitwise": "whether the model, asked again without the edits, gave the same logits bit for bit",
             "continuation": "greedy continuations `before` and `after`; null without `--max-new-tokens`",
+        },
+    ),
+    "probe verify": (
+        "mosaic.probe.verify/1",
+        {
+            "ckpt": "as given after `--ckpt`",
+            "checkpoint": "folder of the checkpoint",
+            "kind": "`mosaic` or `transformer`",
+            "samples": "prompts asked, one of each story. All figures below are objects `mean`, `low`, `high` (95 % "
+            "interval) and `n`, the prompts that have the figure; null where there are too few",
+            "completeness_error": "|sum of contributions - logit|; here `low` and `high` are the smallest and largest",
+            "plain_logit_error": "largest difference to the logits without hooks; `low`, `high` as above",
+            "answered": "share of prompts whose likeliest token is the answer's; all that follows is about these",
+            "source_top1": "share whose first pair by contribution stores the answer where the fact was told",
+            "source_top3": "the same for the first 3 pairs",
+            "source_top10": "the same for the first 10",
+            "costliest_in_top3": "share whose costliest single deletion is among the first 3 by `unread`",
+            "deletion_efficacy": "share in which deleting the first 3 pairs changes the answer",
+            "deletion_specificity": "share of the story's other predictions that this keeps",
+            "source_deletion_efficacy": "share in which deleting all that is stored at the source changes the answer",
+            "source_deletion_specificity": "share of the other predictions that this keeps",
+            "edit_efficacy": "share in which replacing what is stored at the source gives the new answer",
+            "edit_generalisation": "the same when the fact is asked for in another form",
+            "edit_specificity": "share of the other predictions that replacing keeps",
+            "comprehensiveness": "the answer's probability less that without the first shares of the pairs, mean over "
+            "shares",
+            "sufficiency": "the answer's probability less that with the first shares alone, mean over shares",
+            "rank_correlation": "Spearman's, of contributions and measured costs of single deletions",
+            "subset_correlation_contribution": "Spearman's, of summed contributions and costs of random tenths",
+            "subset_correlation_unread": "the same for summed `unread`",
+            "edit_harmonic_mean": "harmonic mean of the means of the edits' three figures, a number",
+            "controls": "`random`, `recency`, `raw_weight`: the figures that a ranking has, for these rankings",
+            "rankings": "the same for `contribution`, `leave_one_out` and `unread`",
+            "leads": "by how much the trace is better than each control on the same prompts",
+            "by_form": "the figures from `answered` to `subset_correlation_unread` for each form of recall",
+            "by_kind": "the same for each kind of fact",
+            "layers[].layer": "number of the layer, from 0. Of its costliest pair:",
+            "layers[].direct": "`leave_one_out`, the direct change of the answer's logit",
+            "layers[].total": "the measured change of the answer's log-probability when it is deleted",
+            "layers[].gap": "`total` less `direct`",
         },
     ),
     "probe ablate": (

@@ -15,46 +15,60 @@ from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.probes.edits import Change, edited
 from mosaic_cli.probes.reading import Reading
 
-BATCH_TOKENS = 16384  # tokens run at once: their dense weights are what fills the memory
+BATCH_TOKENS = 4096  # tokens run at once; on a CPU larger batches are slower: their dense weights leave the caches
 
 
 @torch.no_grad()
-def after_deletions(model: LanguageModel, reading: Reading, dropped: Tensor, first: int = 0) -> Iterator[Tensor]:
+def after_deletions(
+    model: LanguageModel, reading: Reading, dropped: Tensor, first: int = 0, newest_only: bool = False
+) -> Iterator[Tensor]:
     """Logits (batch, T, V) of a text without some of its stored pairs, a batch of variants at a time, in order.
+
+    Nothing for no variants. Logits lie where `dropped` lies: where the reading does, which Apple's GPUs cannot hold.
 
     Args:
         model: the one that made the reading, in evaluation mode.
         dropped: (variants, N, H, S) bool, the pairs to forget in each variant.
         first: the lowest layer in which any variant drops a pair; what lies below is not computed again.
+        newest_only: leave out all logits but those after the last token: (batch, 1, V).
     """
-    stream = reading.layers[first].norm.stream.to(model.embedding.weight.dtype)  # (T, C)
-    for batch in dropped.split(max(1, BATCH_TOKENS // len(stream))):
+    stream = reading.layers[first].norm.stream.to(model.embedding.weight)  # (T, C)
+    for batch in _batches(model, dropped, len(stream)):
         changes = {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(first, dropped.shape[1])}
         with edited(model, changes):
             x = stream.expand(len(batch), -1, -1)
             for block in model.blocks[first:]:
                 x = block(x)
-        yield model.head(model.finish(x))
+        yield model.head(model.finish(x[:, -1:] if newest_only else x)).to(dropped.device)
 
 
 @torch.no_grad()
 def unread_by_newest(model: LanguageModel, reading: Reading, dropped: Tensor) -> Iterator[Tensor]:
     """Logits (batch, V) after a text whose last token alone read without some pairs, a batch of variants at a time.
 
+    As `after_deletions` yields them.
+
     Args:
         model: the one that made the reading, in evaluation mode.
         dropped: (variants, N, H, S) bool, the pairs that the last token cannot read in each variant.
     """
     *earlier, last = reading.tokens
-    device = dropped.device
+    device = model.embedding.weight.device
     cache = model.make_cache()
     if earlier:
         model.hidden(torch.tensor([earlier], device=device), cache)
-    for batch in dropped.split(max(1, BATCH_TOKENS // len(reading.tokens))):
-        copies = cache.repeat(len(batch)) if earlier else model.make_cache()
+    for batch in _batches(model, dropped, len(reading.tokens)):
+        copies = cache.repeat(len(batch))
         with edited(model, {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(dropped.shape[1])}):
             hidden = model.hidden(torch.full((len(batch), 1), last, device=device), copies)
-        yield model.head(hidden[:, -1])
+        yield model.head(hidden[:, -1]).to(dropped.device)
+
+
+def _batches(model: LanguageModel, dropped: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
+    """The variants in batches of at most BATCH_TOKENS tokens, where the model is."""
+    if not len(dropped):
+        return ()
+    return dropped.to(model.embedding.weight.device).split(max(1, BATCH_TOKENS // num_tokens))
 
 
 def one_each(chosen: Tensor) -> Tensor:
@@ -74,8 +88,9 @@ def unread_effects(model: LanguageModel, reading: Reading, target: int, smallest
     weights = torch.stack([layer.pairs.weights(last) for layer in reading.layers])
     effects = torch.zeros_like(weights)
     chosen = weights > smallest
-    found = [_log_probability(logits, target) for logits in unread_by_newest(model, reading, one_each(chosen))]
-    effects[chosen] = torch.cat(found) - _log_probability(reading.logits[-1], target)
+    whole = _log_probability(reading.logits[-1], target)
+    found = [_log_probability(logits, target) - whole for logits in unread_by_newest(model, reading, one_each(chosen))]
+    effects[chosen] = torch.cat([*found, whole.new_empty(0)])
     return effects
 
 
@@ -94,7 +109,7 @@ def single_deletions(model: LanguageModel, reading: Reading, target: int, smalle
     for layer in range(len(used)):
         chosen = torch.zeros_like(used)
         chosen[layer] = used[layer]
-        for_each = after_deletions(model, reading, one_each(chosen), layer)
-        found = [_log_probability(logits[:, -1], target) for logits in for_each]
-        effects[chosen] = torch.cat(found) - whole
+        for_each = after_deletions(model, reading, one_each(chosen), layer, newest_only=True)
+        found = [_log_probability(logits[:, -1], target) - whole for logits in for_each]
+        effects[chosen] = torch.cat([*found, whole.new_empty(0)])
     return effects

@@ -7,16 +7,27 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.probes.reading import Reading
-from mosaic_cli.probes.trace import Contribution, Decomposition, Path, Trace, contributions, matches, paths
+from mosaic_cli.probes.trace import (
+    Contribution,
+    Decomposition,
+    Path,
+    Trace,
+    contributions,
+    matches,
+    pair_contribution,
+    paths,
+)
 
 KEY_TOKENS = 4  # tokens shown of what a key is an average of: with the usual leaks, older ones have faded
 PUSHED_TOKENS = 3  # tokens shown of what a slot's value makes likelier
 LISTED_SHARE = 1e-3  # contributions below this share of the sum of all sizes are added up as `rest`: so at most 1,000
+COSTLIEST = 5  # pairs listed by what their loss would change, however little they contribute
 SLOT_BATCH = 256  # slots read through the head at once, which bounds the memory for a large vocabulary
 _MARKS = {"\n": "↵", "\t": "⇥"}
 
@@ -188,19 +199,22 @@ class Wording:
         return part.index + (self._reading.layers[part.layer].pairs.reach == 0)  # a mosaic's value peeks one ahead
 
 
-def report(reading: Reading, found: Trace, wording: Wording, share: float, explained: int) -> dict[str, Any]:
+def report(
+    reading: Reading, found: Trace, wording: Wording, share: float, explained: int, unread: Tensor
+) -> dict[str, Any]:
     """A trace as the object that `mosaic probe trace --json` prints, but for its errors.
 
     Args:
         share: see `paths`.
         explained: so many of the pairs that contribute most get their `matches`.
+        unread: (N, H, S), what losing each pair that the position may see would change: see `unread_effects`.
     """
     parts = found.parts
     listed = contributions(parts, LISTED_SHARE * parts.size)
     wording.learn(listed)
     asked = {part.id for part in [part for part in listed if part.kind == "ctx"][:explained]}
     rows = [
-        wording.record(part, found.position)
+        _with_unread(wording.record(part, found.position), part, unread)
         | {"matches": wording.matches(part, found.position) if part.id in asked else []}
         for part in listed
     ]
@@ -216,5 +230,21 @@ def report(reading: Reading, found: Trace, wording: Wording, share: float, expla
         "sums": sums(parts),
         "contributions": rows,
         "rest": found.logit - sum(part.contribution for part in listed),
+        "costliest": [
+            _with_unread(wording.record(part, found.position), part, unread) for part in _costliest(parts, unread)
+        ],
         "paths": [wording.path(path) for path in paths(reading, parts, share)],
     }
+
+
+def _with_unread(record: dict[str, Any], part: Contribution, unread: Tensor) -> dict[str, Any]:
+    is_pair = part.kind == "ctx"
+    return record | {"unread": unread[part.layer, part.head, part.index].item() if is_pair else None}
+
+
+def _costliest(parts: Decomposition, unread: Tensor) -> list[Contribution]:
+    """The pairs whose loss would change most, in size, without those that change nothing."""
+    effects = unread.flatten()
+    places = effects.abs().topk(min(COSTLIEST, len(effects))).indices
+    found = torch.stack(torch.unravel_index(places[effects[places] != 0], unread.shape), 1)
+    return [pair_contribution(parts, *place) for place in found.tolist()]

@@ -117,7 +117,7 @@ def trace(reading: Reading, position: int, target: int, versus: int | None = Non
         raise UsageError(
             f"position {position} is outside of a text of {T} tokens (0 to {T - 1})",
             where="--position",
-            hint="Count from 0, the end-of-text before the prompt, or back from the end: -1 is the last token.",
+            hint="Count the text's tokens from 0, or back from the end: -1 is the last token.",
         )
     for token in (target, versus):
         if token is not None and not 0 <= token < V:
@@ -192,6 +192,13 @@ def _of_layer(share: Share, kind: str, layer: int, smallest: float) -> Iterator[
     for head, i in chosen:
         name = f"L{layer}.H{head}.{kind}.{i}"
         yield Contribution(name, kind, layer, head, i, weights[head][i], given[head][i], lost[head][i])
+
+
+def pair_contribution(parts: Decomposition, layer: int, head: int, pair: int) -> Contribution:
+    """What one stored pair gave to a number."""
+    share = parts.pairs[layer]
+    weight, given, lost = (t[head, pair].item() for t in (share.weights, share.contributions, share.leave_one_out))
+    return Contribution(f"L{layer}.H{head}.ctx.{pair}", "ctx", layer, head, pair, weight, given, lost)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 
-from mosaic_cli.intervals import Estimate, estimate
+from mosaic_cli.intervals import Estimate, estimate, estimate_lead
 from mosaic_cli.probes.verify import FORMS, RANKINGS, Finding
 
 ERRORS = ("completeness_error", "plain_logit_error")
@@ -69,7 +69,7 @@ def _leads(findings: list[Finding], control: str) -> dict[str, dict]:
     used = {name: "unread" if name == "costliest_in_top3" else "contribution" for name in better}
     rows = [finding.rank for finding in findings if finding.rank]
     return {
-        name: vars(estimate(sign * (row[used[name]][name] - row[control][name]) for row in rows))
+        name: vars(estimate_lead(sign * (row[used[name]][name] - row[control][name]) for row in rows))
         for name, sign in better.items()
     }
 

@@ -18,10 +18,11 @@ from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.recalls import HELD_OUT_SEED, TokenRecall, TokenStory, token_stories
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.errors import UsageError
+from mosaic_cli.errors import DataError, NonFiniteError, UsageError
 from mosaic_cli.probes.deletions import after_deletions, single_deletions, unread_by_newest, unread_effects
 from mosaic_cli.probes.edits import Edit, Memories, edited, resolve
 from mosaic_cli.probes.reading import Reading, read_text
+from mosaic_cli.probes.report import plain_logit_error
 from mosaic_cli.probes.trace import Trace, trace
 
 FORMS = ("mention", "retell", "reply", "question")
@@ -78,16 +79,22 @@ def verify(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int = 0
     """Examine `count` prompts, one finding at a time. The model is in evaluation mode and computes in float32.
 
     Raises:
-        UsageError: a vocabulary that the stories' words are not in, or a story longer than a transformer's context.
+        UsageError: a tokenizer without the stories' characters, or a story longer than a transformer's context.
+        NonFiniteError: the model's logits are not numbers.
     """
-    prompts = list(held_out_prompts(model, tokenizer, count, seed))
+    try:
+        prompts, answers = list(held_out_prompts(model, tokenizer, count, seed)), _other_answers(tokenizer)
+    except DataError as error:
+        raise UsageError(
+            f"this run's tokenizer cannot read the built-in stories: {error.message}",
+            hint="Verify a run that was trained on them: mosaic train quickstart",
+        ) from error
     longest = max(len(prompt.story.tokens) for prompt in prompts)
     if not isinstance(model, Mosaic) and longest > model.config.context_length:
         raise UsageError(
             f"a story has {longest} tokens, the transformer reads {model.config.context_length}",
             hint="Verify a run that was trained with a longer context_length.",
         )
-    answers = _other_answers(tokenizer)
     for number, prompt in enumerate(prompts):
         yield examine(model, tokenizer, prompt, answers, random.Random(f"{seed}:{number}"))
 
@@ -98,13 +105,14 @@ def examine(
 ) -> Finding:
     """Everything that is measured of one prompt. `answers` are those that edits choose from."""
     reading = read_text(model, prompt.tokens)
+    if not reading.logits.isfinite().all():
+        raise NonFiniteError("the model's logits are not finite", hint="Use an earlier checkpoint: --ckpt RUN@STEP.")
     found = trace(reading, -1, prompt.answer)
     finding = Finding(prompt.recall.recall.form, prompt.recall.recall.kind)
-    plain = model(torch.tensor([prompt.tokens], device=reading.logits.device))[0]
     right = bool(reading.logits[-1].argmax() == prompt.answer)
     finding.figures |= {
         "completeness_error": found.completeness_error,
-        "plain_logit_error": (plain - reading.logits).abs().max().item(),
+        "plain_logit_error": plain_logit_error(model, reading),
         "answered": float(right),
     }
     if right:
@@ -171,7 +179,7 @@ def _deleting_top(
     counts = [max(1, round(share * len(order))) for share in SHARES]
     firsts = torch.stack([_chosen(order[:count], shape) for count in counts])
     probability = _answer_probability(reading.logits[-1], prompt)
-    deleted = torch.cat([out[:, -1] for out in after_deletions(model, reading, firsts)])
+    deleted = torch.cat([out[:, -1] for out in after_deletions(model, reading, firsts, newest_only=True)])
     kept = torch.cat(list(unread_by_newest(model, reading, ~firsts)))
     return {
         "deletion_efficacy": float(logits[0, prompt.recall.answer - 1].argmax() != prompt.answer),
@@ -213,7 +221,7 @@ def _judge_subsets(
     shape = scores["unread"].shape
     drawn = [[draw.random() < SUBSET_SHARE for _ in range(math.prod(shape))] for _ in range(SUBSETS)]
     dropped = torch.tensor(drawn, device=reading.logits.device).view(SUBSETS, *shape)
-    after = torch.cat([out[:, -1] for out in after_deletions(model, reading, dropped)])
+    after = torch.cat([out[:, -1] for out in after_deletions(model, reading, dropped, newest_only=True)])
     measured = _answer_probability(after, prompt).log()
     sums = {name: (dropped * scores[name]).sum((1, 2, 3)) for name in ("contribution", "unread")}
     return {f"subset_correlation_{name}": _spearman(-foretold, measured) for name, foretold in sums.items()}
@@ -241,7 +249,10 @@ def _judge_edits(
 ) -> None:
     """Let the stored pairs hold another answer: is it given, also when asked otherwise, and is the rest left alone?"""
     tokens, recall = prompt.story.tokens, prompt.recall
-    stored, said = draw.choice([pair for pair in answers[_likeness(prompt.story, recall)] if pair[0] not in tokens])
+    others = [pair for pair in answers.get(_likeness(prompt.story, recall), []) if pair[0] not in tokens]
+    if not others:  # with letters for tokens, a story holds them all
+        return
+    stored, said = draw.choice(others)
     logits = _edited_logits(model, tokens, prompt.holders, stored)
     finding.figures["edit_efficacy"] = float(logits[recall.answer - 1].argmax() == said)
     finding.figures["edit_specificity"] = _kept(logits, whole, prompt, tokens)
@@ -298,7 +309,7 @@ def _rephrased(tokenizer: Tokenizer, prompt: Prompt) -> tuple[list[int], int] | 
 def _thing(text: str, source: int) -> str | None:
     """What a statement is about: the last `the NAME` before what is stated of it."""
     sentence = text[max(text.rfind(mark, 0, source) for mark in (".", "!", "?", "\n")) + 1 : source]
-    found = re.findall(r"\bthe (\w+)", sentence)
+    found = re.findall(r"\b[Tt]he (\w+)", sentence)
     return found[-1] if found else None
 
 
@@ -312,7 +323,7 @@ def _sentence_with(text: str, word: str, before: int) -> int:
 def _spearman(a: Tensor, b: Tensor) -> float | None:
     """Rank correlation of two series of numbers, equal ones sharing their mean rank; None where one is constant."""
     ranks = torch.stack([_ranks(a), _ranks(b)])
-    if (ranks.std(dim=1) == 0).any():
+    if (ranks == ranks[:, :1]).all(1).any():
         return None
     return torch.corrcoef(ranks)[0, 1].item()
 

@@ -36,6 +36,7 @@ def test_every_documented_key_is_there_and_no_other(world, mosaic, ckpt):
     for name in ("predictions", "sums", "contributions"):
         assert {key.split("[].")[1] for key in documented if key.startswith(f"{name}[]")} == trace[name][0].keys()
     assert {key.split("[].")[1] for key in documented if key.startswith("paths[]")} <= trace["paths"][0].keys()
+    assert trace["costliest"][0].keys() == trace["contributions"][0].keys() - {"matches"}
     kinds = {"embedding", "ctx", "slot"} if ckpt == "tiny" else {"embedding", "ctx", "mlp"}
     assert {row["kind"] for row in trace["contributions"]} == kinds
     assert any(row["matches"] for row in trace["contributions"]) == (ckpt == "tiny")
@@ -45,6 +46,24 @@ def test_positions_count_from_both_ends(world, mosaic):
     first = mosaic(*TINY, TEXT, "--position", 4, "--json").json
     assert mosaic(*TINY, TEXT, "--position", -10, "--json").json == first and first["position"] == 4
     assert all(row["position"] < 4 for row in first["contributions"] if row["kind"] == "ctx")
+
+
+@pytest.mark.parametrize("ckpt", ["tiny", "gpt"])
+def test_unread_is_what_the_token_there_loses(world, mosaic, ckpt):
+    """What follows the position has no part in it."""
+    text = "saw the"
+    whole = mosaic("probe", "trace", "--ckpt", ckpt, text, "--position", 4, "--target", "t", "--json").json
+    short = mosaic("probe", "trace", "--ckpt", ckpt, text[:5], "--target", "t", "--json").json
+    effects = {row["id"]: row["unread"] for row in whole["costliest"]}
+    expected = {row["id"]: row["unread"] for row in short["costliest"]}
+    assert effects.keys() == expected.keys() and len(effects) == 5
+    for name, effect in effects.items():
+        assert effect == pytest.approx(expected[name], abs=1e-6)
+    sizes = [abs(effect) for effect in effects.values()]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 0
+    for row in whole["contributions"]:
+        assert (row["unread"] is None) == (row["kind"] != "ctx")
+        assert row["id"] not in effects or effects[row["id"]] == row["unread"]
 
 
 def test_a_target_and_its_lead(world, mosaic):
@@ -73,7 +92,16 @@ def test_what_is_printed(world, mosaic):
     assert result.code == 0 and "\x1b" not in result.out
     trace = json.loads((world / "elsewhere" / "trace.json").read_text())
     assert not (world / "runs/tiny/probes").exists()
-    for word in ("completeness error", "plain-logit error", "leave-one-out", "all others", "~", "Paths of the logit"):
+    for word in (
+        "completeness error",
+        "plain-logit error",
+        "leave-one-out",
+        "unread",
+        "all others",
+        "cost most",
+        "~",
+        "Paths of the logit",
+    ):
         assert word in result.out
     table = result.out.partition("Where it came from")[2].partition("all others")[0]
     assert all(row["id"] in table for row in trace["contributions"][:5])

@@ -28,6 +28,13 @@ def _traced(kind="mosaic", text="abcab"):
     return reading, trace(reading, -1, LETTERS.encode("c")[0]), Wording(reading, LETTERS)
 
 
+def _effects(found):
+    """Effects (N, H, S) of losing pairs: every other pair of the last layer -1, -2, ..., all others none."""
+    effects = torch.zeros(len(found.parts.pairs), *found.parts.pairs[0].weights.shape)
+    effects[-1, 0, ::2] = -1.0 - torch.arange(len(effects[-1, 0, ::2]))
+    return effects
+
+
 def test_what_cannot_be_seen_is_spelled_out():
     assert visible("a b é 漢 \\n") == "a b é 漢 \\n"
     assert visible("a\nb\tc") == "a↵b⇥c"
@@ -86,13 +93,38 @@ def test_a_slot_pushes_what_its_value_makes_likeliest():
 @pytest.mark.parametrize("kind", ["mosaic", "transformer"])
 def test_the_report_adds_up(kind):
     reading, found, wording = _traced(kind)
-    values = report(reading, found, wording, share=0.05, explained=2)
+    values = report(reading, found, wording, share=0.05, explained=2, unread=_effects(found))
     listed = sum(row["contribution"] for row in values["contributions"])
     assert listed + values["rest"] == pytest.approx(values["logit"], abs=1e-12)
     assert sum(part["contribution"] for part in values["sums"]) == pytest.approx(values["logit"], abs=1e-9)
     smallest = min(abs(row["contribution"]) for row in values["contributions"])
     assert smallest > 1e-3 * found.parts.size and len(values["contributions"]) <= 1000
     assert sum(bool(row["matches"]) for row in values["contributions"]) == (2 if kind == "mosaic" else 0)
+
+
+@pytest.mark.parametrize("kind", ["mosaic", "transformer"])
+def test_the_report_says_what_losing_a_pair_would_change(kind):
+    reading, found, wording = _traced(kind)
+    effects = _effects(found)
+    values = report(reading, found, wording, share=0.05, explained=2, unread=effects)
+    top, count = len(reading.layers) - 1, len(effects[-1, 0, ::2])
+    rows = values["costliest"]
+    assert [row["id"] for row in rows] == [f"L{top}.H0.ctx.{2 * i}" for i in reversed(range(count))]
+    assert [row["unread"] for row in rows] == [-float(i) for i in range(count, 0, -1)]
+    listed = {row["id"]: row for row in values["contributions"]}
+    for row in rows:  # some contribute too little to be listed
+        twin = listed.get(row["id"])
+        assert twin is None or twin == row | {"matches": twin["matches"]}
+    for row in listed.values():
+        assert (row["unread"] is None) == (row["kind"] != "ctx")
+        assert row["layer"] == top or not row["unread"]
+    effects[0] = torch.rand(effects[0].shape) + 5
+    assert len(report(reading, found, wording, 0.05, 2, effects)["costliest"]) == 5
+
+
+def test_a_text_without_pairs_has_none_that_cost():
+    reading, found, wording = _traced(text="")
+    assert report(reading, found, wording, 0.05, 2, torch.zeros(3, 2, 0))["costliest"] == []
 
 
 def test_standing_and_predictions_are_the_model_s():

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -44,7 +45,8 @@ def test_the_numbers_are_those_of_the_report(kind):
     for position in range(12):
         following = [*reading.tokens, int(reading.logits[-1].argmax())][position + 1]
         found = chosen if position == 4 else trace(reading, position, following)
-        expected, item = report(reading, found, wording, share=0.1, explained=ROWS), data["items"][position + 1]
+        none = torch.zeros(len(reading.layers), *found.parts.pairs[0].weights.shape)
+        expected, item = report(reading, found, wording, 0.1, ROWS, unread=none), data["items"][position + 1]
         for key in ("target", "versus"):
             assert item[key] == expected[key]
         for key in ("logit", "probability", "rank", "loss"):

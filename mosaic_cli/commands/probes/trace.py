@@ -56,6 +56,7 @@ def trace(
     """
     from mosaic_cli.device import choose_placement
     from mosaic_cli.files import dump_json
+    from mosaic_cli.probes.deletions import unread_effects
     from mosaic_cli.probes.reading import read_text
     from mosaic_cli.probes.report import Wording, plain_logit_error, report
     from mosaic_cli.runs.loading import load_trained
@@ -70,12 +71,13 @@ def trace(
     reading = read_text(trained.model, tokens)
     found = _trace(reading, trained, target, vs, position)
     wording = Wording(reading, trained.tokenizer)
+    newest = reading if found.position == len(tokens) - 1 else read_text(trained.model, tokens[: found.position + 1])
     values = {
         "ckpt": ckpt,
         "checkpoint": str(trained.checkpoint),
         "kind": trained.model.config.kind,
         "plain_logit_error": plain_logit_error(trained.model, reading),
-        **report(reading, found, wording, share, explained=top),
+        **report(reading, found, wording, share, top, unread_effects(trained.model, newest, found.target)),
     }
     folder = out or trained.run.path / "probes" / "trace"
     _write(folder / "trace.json", dump_json({"schema": SCHEMA, **values}))
@@ -155,22 +157,21 @@ def _print(values: dict[str, Any], top: int) -> None:
 def _print_contributions(values: dict[str, Any], top: int) -> None:
     shown = values["contributions"][:top]
     rest = values["logit"] - sum(row["contribution"] for row in shown)
-    rows = [
-        [
-            row["id"],
-            _what(row),
-            _number(row["weight"], ".3f"),
-            f"{row['contribution']:+.4f}",
-            _number(row["leave_one_out"], "+.4f"),
-        ]
-        for row in shown
-    ]
+    columns = ["id", "what is stored", "weight", "contribution", "leave-one-out", "unread"]
     display.print_table(
         "Where it came from: the largest contributions",
-        ["id", "what is stored", "weight", "contribution", "leave-one-out"],
-        [*rows, ["all others", "", "", f"{rest:+.4f}", ""]],
-        caption="contribution: the part of the logit; leave-one-out: the logit's change were this memory forgotten "
-        "and its weight taken up by the others.",
+        columns,
+        [*map(_cells, shown), ["all others", "", "", f"{rest:+.4f}", "", ""]],
+        caption="contribution: what the memory said, a part of the logit; leave-one-out: the logit's direct change "
+        "were it dropped and its weight taken up by the others; unread: the log-probability's change when this token "
+        "really reads without the pair, all layers above computed again.",
+        texts=2,
+    )
+    display.print_table(
+        "What its loss would cost most: the largest by unread",
+        columns,
+        map(_cells, values["costliest"]),
+        caption="among them pairs that did not say the answer, but made the key that asked for it.",
         texts=2,
     )
     display.print_table(
@@ -178,6 +179,17 @@ def _print_contributions(values: dict[str, Any], top: int) -> None:
         ["part", "contribution"],
         [[_name(part), f"{part['contribution']:+.4f}"] for part in values["sums"]],
     )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["id"],
+        _what(row),
+        _number(row["weight"], ".3f"),
+        f"{row['contribution']:+.4f}",
+        _number(row["leave_one_out"], "+.4f"),
+        _number(row["unread"], "+.4f"),
+    ]
 
 
 def _print_matches(rows: list[dict]) -> None:

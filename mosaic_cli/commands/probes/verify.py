@@ -76,6 +76,9 @@ def _print(values: dict) -> None:
         f"completeness error at most {errors['completeness']:.1e}, "
         f"plain-logit error at most {errors['plain_logit']:.1e}"
     )
+    if not values["answered"]["mean"]:
+        display.result("The model answered none of them, so there is nothing to judge. Train it longer on the stories.")
+        return
     display.print_table(
         "Is the trace true?",
         ["measure", "trace", *values["controls"], "n"],

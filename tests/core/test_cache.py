@@ -1,0 +1,54 @@
+"""Copies of a cache go on as caches of their own."""
+
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokens
+
+KINDS = ["mosaic", "transformer"]
+
+
+@torch.no_grad()
+def _go_on(model, cache, *texts):
+    """Logits (B, n, V) of texts that go on from a cache, a token at a time."""
+    tokens = torch.tensor(texts)
+    return torch.cat([model(tokens[:, i : i + 1], cache) for i in range(tokens.shape[1])], 1)
+
+
+@torch.no_grad()
+def _after(model, prompt):
+    cache = model.make_cache()
+    if prompt:
+        model(torch.tensor([prompt]), cache)
+    return cache
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 2, 9, 300])
+def test_copies_go_on_as_separate_caches_do(kind, T):
+    model, prompt = tiny_model(kind, context_length=310), tiny_tokens(T)
+    texts = [tiny_tokens(5, seed) for seed in (7, 8, 9)]
+    copies = _after(model, prompt).repeat(3)
+    assert copies.length == T
+    together = _go_on(model, copies, *texts)
+    for row, text in zip(together, texts, strict=True):
+        torch.testing.assert_close(row, _go_on(model, _after(model, prompt), text)[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_the_original_share_no_memory(kind):
+    model, prompt, text = tiny_model(kind), tiny_tokens(9), tiny_tokens(5, seed=7)
+    original = _after(model, prompt)
+    copies, later = original.repeat(2), original.repeat(2)
+    alone = _go_on(model, _after(model, prompt), text)
+    _go_on(model, copies, tiny_tokens(5, seed=8), tiny_tokens(5, seed=9))
+    assert original.length == 9 and copies.length == 14
+    assert torch.equal(_go_on(model, original, text), alone)  # the copies wrote nothing into it
+    torch.testing.assert_close(_go_on(model, later, text, text), alone.expand(2, -1, -1), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_of_an_empty_cache_is_empty(kind):
+    model, texts = tiny_model(kind), [tiny_tokens(4, 7), tiny_tokens(4, 8)]
+    together = _go_on(model, model.make_cache().repeat(2), *texts)
+    for row, text in zip(together, texts, strict=True):
+        torch.testing.assert_close(row, _go_on(model, model.make_cache(), text)[0], rtol=0, atol=2e-6)
