@@ -15,7 +15,8 @@ from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.probes.edits import Change, edited
 from mosaic_cli.probes.reading import Reading
 
-BATCH_TOKENS = 16384  # tokens run at once: their dense weights are what fills the memory
+# Run at once, so that memory stays bounded: tokens by their dense weights, logits by a large vocabulary.
+BATCH_TOKENS, BATCH_LOGITS = 16384, 1 << 26
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def after_deletions(model: LanguageModel, reading: Reading, dropped: Tensor, fir
         first: the lowest layer in which any variant drops a pair; what lies below is not computed again.
     """
     stream = reading.layers[first].norm.stream.to(model.embedding.weight)  # (T, C)
-    for batch in _batches(model, dropped, len(stream)):
+    for batch in _batches(model, dropped, len(stream), len(stream)):
         changes = {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(first, dropped.shape[1])}
         with edited(model, changes):
             x = stream.expand(len(batch), -1, -1)
@@ -54,18 +55,19 @@ def unread_by_newest(model: LanguageModel, reading: Reading, dropped: Tensor) ->
     cache = model.make_cache()
     if earlier:
         model.hidden(torch.tensor([earlier], device=device), cache)
-    for batch in _batches(model, dropped, len(reading.tokens)):
+    for batch in _batches(model, dropped, len(reading.tokens), 1):
         copies = cache.repeat(len(batch))
         with edited(model, {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(dropped.shape[1])}):
             hidden = model.hidden(torch.full((len(batch), 1), last, device=device), copies)
         yield model.head(hidden[:, -1]).to(dropped.device)
 
 
-def _batches(model: LanguageModel, dropped: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
-    """The variants in batches of at most BATCH_TOKENS tokens, where the model is."""
+def _batches(model: LanguageModel, dropped: Tensor, num_tokens: int, num_predicted: int) -> tuple[Tensor, ...]:
+    """The variants in batches, where the model is. Each reads `num_tokens` and gives logits after the last few."""
     if not len(dropped):
         return ()
-    return dropped.to(model.embedding.weight.device).split(max(1, BATCH_TOKENS // num_tokens))
+    most = min(BATCH_TOKENS // num_tokens, BATCH_LOGITS // (num_predicted * model.config.vocab_size))
+    return dropped.to(model.embedding.weight.device).split(max(1, most))
 
 
 def one_each(chosen: Tensor) -> Tensor:
