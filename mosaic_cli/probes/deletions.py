@@ -15,7 +15,9 @@ from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.probes.edits import Change, edited
 from mosaic_cli.probes.reading import Reading
 
-BATCH_TOKENS = 4096  # tokens run at once; on a CPU larger batches are slower: their dense weights leave the caches
+# Tokens run at once: more are slower on a CPU, where their dense weights leave the caches.
+BATCH_TOKENS = 4096
+BATCH_LOGITS = 1 << 26  # logits held at once, so that a large vocabulary stays bounded
 
 
 @torch.no_grad()
@@ -33,7 +35,7 @@ def after_deletions(
         newest_only: leave out all logits but those after the last token: (batch, 1, V).
     """
     stream = reading.layers[first].norm.stream.to(model.embedding.weight)  # (T, C)
-    for batch in _batches(model, dropped, len(stream)):
+    for batch in _batches(model, dropped, len(stream), 1 if newest_only else len(stream)):
         changes = {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(first, dropped.shape[1])}
         with edited(model, changes):
             x = stream.expand(len(batch), -1, -1)
@@ -57,18 +59,19 @@ def unread_by_newest(model: LanguageModel, reading: Reading, dropped: Tensor) ->
     cache = model.make_cache()
     if earlier:
         model.hidden(torch.tensor([earlier], device=device), cache)
-    for batch in _batches(model, dropped, len(reading.tokens)):
+    for batch in _batches(model, dropped, len(reading.tokens), 1):
         copies = cache.repeat(len(batch))
         with edited(model, {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(dropped.shape[1])}):
             hidden = model.hidden(torch.full((len(batch), 1), last, device=device), copies)
         yield model.head(hidden[:, -1]).to(dropped.device)
 
 
-def _batches(model: LanguageModel, dropped: Tensor, num_tokens: int) -> tuple[Tensor, ...]:
-    """The variants in batches of at most BATCH_TOKENS tokens, where the model is."""
+def _batches(model: LanguageModel, dropped: Tensor, num_tokens: int, num_predicted: int) -> tuple[Tensor, ...]:
+    """The variants in batches, where the model is. Each reads `num_tokens` and gives logits after the last few."""
     if not len(dropped):
         return ()
-    return dropped.to(model.embedding.weight.device).split(max(1, BATCH_TOKENS // num_tokens))
+    most = min(BATCH_TOKENS // num_tokens, BATCH_LOGITS // (num_predicted * model.config.vocab_size))
+    return dropped.to(model.embedding.weight.device).split(max(1, most))
 
 
 def one_each(chosen: Tensor) -> Tensor:

@@ -253,13 +253,13 @@ def _judge_edits(
     if not others:  # with letters for tokens, a story holds them all
         return
     stored, said = draw.choice(others)
-    logits = _edited_logits(model, tokens, prompt.holders, stored)
+    logits = _edited_logits(model, tokens, prompt.holders, stored).to(whole.logits.device)
     finding.figures["edit_efficacy"] = float(logits[recall.answer - 1].argmax() == said)
     finding.figures["edit_specificity"] = _kept(logits, whole, prompt, tokens)
     rephrased = _rephrased(tokenizer, prompt)
     if rephrased is not None:
         asked, expected = rephrased
-        plain = model(torch.tensor([asked], device=logits.device))[0, -1]
+        plain = model(torch.tensor([asked], device=model.embedding.weight.device))[0, -1]
         if plain.argmax() == expected:  # a question that the model fails at says nothing about edits
             changed = _edited_logits(model, asked, prompt.holders[:1], stored)[-1]
             finding.figures["edit_generalisation"] = float(changed.argmax() in (stored, said))

@@ -50,6 +50,14 @@ def test_side_by_side_is_one_at_a_time(kind, first, batch_tokens, monkeypatch):
     torch.testing.assert_close(torch.cat(batches), expected, rtol=0, atol=1e-10)
 
 
+def test_a_large_vocabulary_makes_smaller_batches(monkeypatch):
+    monkeypatch.setattr(deletions, "BATCH_LOGITS", 2 * 9 * VOCABULARY)
+    model, reading = _read("mosaic", T=9)
+    dropped = _some_dropped(reading, 5)
+    assert [len(batch) for batch in after_deletions(model, reading, dropped)] == [2, 2, 1]
+    assert [len(batch) for batch in unread_by_newest(model, reading, dropped)] == [5]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_float32_too(kind):
     model = tiny_model(kind)
