@@ -179,18 +179,29 @@ class Tokenizer:
         encoding = self._inner.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
-    def single(self, text: str) -> int:
-        """The one token that a text is, as written or else with a space before it.
+    def single(self, text: str, where: object = None) -> int:
+        """The one token that a text is: as written, or else with a space before it; `<|endoftext|>` is end-of-text.
 
         Raises:
-            UsageError: it is several tokens, or none.
+            UsageError: it is several tokens either way, or none; `where` names the option or key.
         """
-        for candidate in (text, f" {text}"):
-            ids = self.encode(candidate) if candidate.strip() or candidate == text else []
-            if len(ids) == 1:
+        if text == END_OF_TEXT:
+            return self.end_of_text
+        splits = []
+        for form in (text, f" {text}"):
+            try:
+                ids = self.encode(form)
+            except DataError as error:  # a character that a `char` tokenizer does not know
+                splits.append(error.message)
+                continue
+            if len(ids) == 1 and text:
                 return ids[0]
-        parts = " + ".join(repr(self.token_text(id)) for id in self.encode(text)) or "nothing"
-        raise UsageError(f"{text!r} is not one token but {parts}", hint="Name one of its tokens.")
+            splits.append(" + ".join(repr(self.token_text(id)) for id in ids) or "no token")
+        raise UsageError(
+            f"{text!r} is not one token: {splits[0]}; after a space: {splits[1]}",
+            where=where,
+            hint="Name one of these tokens; a space inside of the quotes belongs to it.",
+        )
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, as arrays of `dtype`, on several cores."""

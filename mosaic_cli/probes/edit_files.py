@@ -145,7 +145,4 @@ def _token(value: Any, tokenizer: Tokenizer, where: object) -> int:
         return value
     if not isinstance(value, str):
         raise UsageError(f"token {value!r} is neither a text nor an id", where=where, hint='Quote it: token: "7"')
-    try:
-        return tokenizer.single(value)
-    except (UsageError, DataError) as error:
-        raise UsageError(error.message, where=where, hint=error.hint) from error
+    return tokenizer.single(value, where)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.probes.reading import Reading
 from mosaic_cli.probes.trace import (
     Contribution,
@@ -35,31 +34,6 @@ _MARKS = {"\n": "↵", "\t": "⇥"}
 def visible(text: str) -> str:
     """Text with line ends as ↵, tabs as ⇥, and other invisible characters, such as marks of direction, as escapes."""
     return "".join(_MARKS.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
-
-
-def find_token(tokenizer: Tokenizer, text: str, where: str) -> int:
-    """The one token that a text is: as written, or else with a space before it; `<|endoftext|>` is end-of-text.
-
-    Raises:
-        UsageError: it is several tokens either way; says which. `where` names the option.
-    """
-    if text == tokenizer.token_text(tokenizer.end_of_text):
-        return tokenizer.end_of_text
-    splits = []
-    for form in (text, f" {text}"):
-        try:
-            ids = tokenizer.encode(form)
-        except DataError as error:  # a character that the tokenizer does not know
-            splits.append(error.message)
-            continue
-        if len(ids) == 1:
-            return ids[0]
-        splits.append(" + ".join(f'"{visible(tokenizer.token_text(id))}"' for id in ids) or "no token")
-    raise UsageError(
-        f'"{visible(text)}" is not one token: {splits[0]}; after a space: {splits[1]}',
-        where=where,
-        hint="Name one of these tokens; a space inside of the quotes belongs to it.",
-    )
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def test_the_help_ends_with_an_example(mosaic):
         (("",), "empty"),
         ((TEXT, "--position", 14), "position 14 is outside of a text of 14 tokens"),
         ((TEXT, "--position", -15), "position -15 is outside"),
-        ((TEXT, "--target", "Mia"), 'not one token: "M" + "i" + "a"'),
+        ((TEXT, "--target", "Mia"), "not one token: 'M' + 'i' + 'a'"),
         ((TEXT, "--vs", "é"), "not one token"),
         ((TEXT, "--target", "a", "--vs", "a"), "compared with"),
         ((TEXT, "--share", 0), "share 0 is not"),

@@ -9,7 +9,6 @@ from mosaic_cli.errors import UsageError
 from mosaic_cli.probes.reading import read_text
 from mosaic_cli.probes.report import (
     Wording,
-    find_token,
     plain_logit_error,
     predictions,
     report,
@@ -45,16 +44,16 @@ def test_a_token_is_found_as_written_or_after_a_space():
     tokenizer = Tokenizer.train(["the kite the kite the kite"] * 9, vocab_size=300)
     (kite,) = tokenizer.encode(" kite")
     assert len(tokenizer.encode("kite")) > 1
-    assert find_token(tokenizer, "kite", "--target") == find_token(tokenizer, " kite", "--target") == kite
-    assert find_token(tokenizer, "<|endoftext|>", "--target") == tokenizer.end_of_text
+    assert tokenizer.single("kite") == tokenizer.single(" kite") == kite
+    assert tokenizer.single("<|endoftext|>") == tokenizer.end_of_text
     with pytest.raises(
-        UsageError, match=r'"xy" is not one token: "x" \+ "y"; after a space: " " \+ "x" \+ "y"'
+        UsageError, match=r"'xy' is not one token: 'x' \+ 'y'; after a space: ' ' \+ 'x' \+ 'y'"
     ) as info:
-        find_token(tokenizer, "xy", "--vs")
+        tokenizer.single("xy", "--vs")
     assert info.value.where == "--vs"
     for unknown in ("é", ""):
         with pytest.raises(UsageError, match="not one token"):
-            find_token(Tokenizer.of_characters("ab"), unknown, "--target")
+            Tokenizer.of_characters("ab").single(unknown)
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "transformer"])

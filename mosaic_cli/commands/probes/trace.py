@@ -93,7 +93,6 @@ def _trace(
     reading: "Reading", trained: "TrainedModel", target: str | None, versus: str | None, position: int
 ) -> "Trace":
     """The trace asked for; without a target, of the likeliest token."""
-    from mosaic_cli.probes.report import find_token
     from mosaic_cli.probes.trace import trace as trace_logit
 
     if not reading.logits.isfinite().all():
@@ -102,8 +101,8 @@ def _trace(
             where=trained.checkpoint,
             hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
         )
-    goal = 0 if target is None else find_token(trained.tokenizer, target, "--target")
-    other = None if versus is None else find_token(trained.tokenizer, versus, "--vs")
+    goal = 0 if target is None else trained.tokenizer.single(target, "--target")
+    other = None if versus is None else trained.tokenizer.single(versus, "--vs")
     found = trace_logit(reading, position, goal, other)
     if target is None:
         found = trace_logit(reading, position, reading.logits[found.position].argmax().item(), other)
