@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Iterable
@@ -57,12 +58,14 @@ def print_table(
     title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str | None = None, texts: int = 1
 ) -> None:
     """A table on stdout; the first `texts` columns hold text, the others numbers."""
-    table = Table(title=escape(title), title_justify="left", caption=escape(caption or ""), caption_justify="left")
+    console = out if out.is_terminal else wide_out
+    below = textwrap.fill(caption or "", console.width)  # the console's soft wrap would break words
+    table = Table(title=escape(title), title_justify="left", caption=escape(below), caption_justify="left")
     for index, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if index < texts else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    (out if out.is_terminal else wide_out).print(table)
+    console.print(table)
 
 
 def print_tree(title: str, branches: Iterable[Branch]) -> None:
