@@ -30,7 +30,7 @@ def estimate(values: Iterable[float | None]) -> Estimate:
     if set(known) <= {0.0, 1.0}:
         middle, half = mean + Z_95**2 / (2 * n), Z_95 * math.sqrt(mean * (1 - mean) / n + (Z_95 / (2 * n)) ** 2)
         return Estimate(mean, (middle - half) / (1 + Z_95**2 / n), (middle + half) / (1 + Z_95**2 / n), n)
-    return _normal(known)
+    return estimate_mean(known)
 
 
 def estimate_lead(leads: Iterable[float | None]) -> Estimate:
@@ -41,7 +41,7 @@ def estimate_lead(leads: Iterable[float | None]) -> Estimate:
     """
     known = [lead for lead in leads if lead is not None]
     if not known or not set(known) <= {-1.0, 0.0, 1.0}:
-        return _normal(known) if known else Estimate(None, None, None, 0)
+        return estimate_mean(known)
     n = len(known) + 2
     middle = math.fsum(known) / n
     half = Z_95 * math.sqrt(((math.fsum(lead**2 for lead in known) + 1) / n - middle**2) / n)
@@ -49,9 +49,11 @@ def estimate_lead(leads: Iterable[float | None]) -> Estimate:
     return Estimate(math.fsum(known) / len(known), low, high, len(known))
 
 
-def _normal(known: list[float]) -> Estimate:
-    n, mean = len(known), math.fsum(known) / len(known)
-    if n == 1:
-        return Estimate(mean, None, None, 1)
-    half = Z_95 * math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n)
+def estimate_mean(values: list[float]) -> Estimate:
+    """Mean +- 1.96 standard errors."""
+    n = len(values)
+    if n < 2:
+        return Estimate(*(values or [None]), None, None, n)
+    mean = math.fsum(values) / n
+    half = Z_95 * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
     return Estimate(mean, mean - half, mean + half, n)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.batches import Tokens, check_length
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import NonFiniteError, UsageError
+from mosaic_cli.intervals import estimate_mean
 from mosaic_cli.probes.edits import Change, Changes, Memories, edited, stored_pairs
 
 METHODS = ("drop", "zero", "mean")
-Z_95 = NormalDist().inv_cdf(0.975)  # two-sided 95 % of a normal distribution
 BATCH_TOKENS = 4096  # tokens read at once: a dense retrieval holds tokens x pairs weights per head
 
 
@@ -103,8 +103,10 @@ def _ablations(
 ) -> Iterator[Ablation]:
     for memories, change in changes:
         losses = _window_losses(model, windows, placement, change)
-        differences = [loss - before for loss, before in zip(losses, baseline, strict=True)]
-        yield Ablation(memories, fmean(baseline), fmean(losses), _interval(differences))
+        # paired by window, which is the unit: tokens of one are not independent
+        found = estimate_mean([loss - before for loss, before in zip(losses, baseline, strict=True)])
+        interval = None if found.low is None else (found.low, found.high)
+        yield Ablation(memories, fmean(baseline), fmean(losses), interval)
 
 
 def _without(
@@ -147,11 +149,3 @@ def _window_losses(model: LanguageModel, windows: Tensor, placement: Placement, 
             by_token = next_token_loss(model(batch[:, :-1]), batch[:, 1:], reduction="none")  # (B, T)
             losses.extend(by_token.double().mean(1).tolist())
     return losses
-
-
-def _interval(differences: list[float]) -> tuple[float, float] | None:
-    """95 % confidence interval of their mean; the window is the unit, as tokens of one are not independent."""
-    if len(differences) < 2:
-        return None
-    half = Z_95 * stdev(differences) / math.sqrt(len(differences))
-    return fmean(differences) - half, fmean(differences) + half

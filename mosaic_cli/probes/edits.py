@@ -17,7 +17,7 @@ from mosaic_cli.core.memory import PairRead, SlotRead
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.errors import NonFiniteError, UsageError
-from mosaic_cli.probes.reading import read_text
+from mosaic_cli.probes.reading import peek, read_text
 
 _NAME = re.compile(r"L(\d+|\*)\.H(\d+|\*)\.(ctx|slot)(?:\.(\d+|\*))?")
 
@@ -160,12 +160,12 @@ class EditedRead(nn.Module):
         """As the module stood in for: queries (B, H, T, D) -> reads (B, H, T, D). A cache's scalars are not used."""
         inner, change = self._inner[0], self._change
         if isinstance(inner, SlotRead):
-            keys, values = keys[None], values[None] * ops.value_scale(inner.scale)[:, None, None]
+            keys, values = keys[None], values[None] * inner.scalars()[1][:, None, None]
             reach = None
         else:
             reach = 1
         if isinstance(inner, PairRead | SlotRead):
-            queries = queries * ops.inverse_bandwidth(inner.bandwidth)[:, None, None]
+            queries = queries * inner.scalars()[0][:, None, None]
         else:
             queries = queries / queries.shape[-1] ** 0.5
         return _dense_read(queries, keys, change.new_values(values), change, reach).to(values.dtype)
@@ -312,7 +312,7 @@ def resolve(model: LanguageModel, tokens: list[int], edits: list[Edit]) -> Chang
 
 def stored_pairs(model: LanguageModel, num_tokens: int) -> int:
     """Pairs that a text stores: a mosaic's newest one is not complete before the token after it."""
-    return num_tokens - 1 if isinstance(model, Mosaic) else num_tokens
+    return num_tokens - peek(model)
 
 
 def _check(model: LanguageModel, edit: Edit, pairs: int) -> None:
@@ -371,8 +371,7 @@ def _add(model: LanguageModel, tokens: list[int], layer: int, edit: Edit, change
 
 def _pair_saying(model: LanguageModel, tokens: list[int], layer: int, edit: Edit, pair: int) -> Tensor:
     """The values (H, D) that pair `pair` of a layer would hold, had the token it stores been `edit.token`."""
-    stored_at = pair + 1 if isinstance(model, Mosaic) else pair  # a mosaic's value peeks at the token after its key
-    reading = read_text(model, [*tokens[:stored_at], edit.token])
+    reading = read_text(model, [*tokens[: pair + peek(model)], edit.token])
     return reading.layers[layer].pairs.values[:, pair]
 
 

@@ -13,7 +13,7 @@ from mosaic_cli.core import ops
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.batches import Tokens
-from mosaic_cli.probes.reading import Reading, count_windows, read_windows
+from mosaic_cli.probes.reading import Reading, count_windows, peek, read_windows
 
 
 @dataclass
@@ -87,7 +87,7 @@ def distance_pattern(
     T = min(context or config.context_length, len(tokens))
     sums = torch.zeros(config.num_layers, config.num_heads, T, dtype=torch.float64)
     total = count_windows(tokens, T, windows)
-    pattern = DistancePattern(T, total, 1 if isinstance(model, Mosaic) else 0, sums)
+    pattern = DistancePattern(T, total, peek(model), sums)
     for _, reading in read_windows(model, tokens, T, windows):
         pattern.add(reading)
         yield pattern
@@ -123,12 +123,11 @@ def learned_scalars(model: Mosaic) -> list[HeadScalars]:
         contextual, persistent = block.contextual, block.persistent
         columns = [
             *_fading(contextual.keys.leak),
-            ops.inverse_bandwidth(contextual.read.bandwidth),
+            *contextual.read.scalars(),
             contextual.values.peek,
             ops.value_scale(contextual.values.scale),
             *_fading(persistent.keys.leak),
-            ops.inverse_bandwidth(persistent.read.bandwidth),
-            ops.value_scale(persistent.read.scale),
+            *persistent.read.scalars(),
         ]
         rows = torch.stack(columns, 1).tolist()  # (H, scalars)
         found += [HeadScalars(layer, head, *row) for head, row in enumerate(rows)]

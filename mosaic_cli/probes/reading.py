@@ -146,10 +146,24 @@ class Reading:
     head: Tensor
     logits: Tensor
 
+    def check_finite(self, where: object = None) -> None:
+        """Raises: NonFiniteError: the logits are not numbers, so the weights mean nothing; `where` is the model's."""
+        if not self.logits.isfinite().all():
+            raise NonFiniteError(
+                "the model's logits are not finite, so its retrieval weights mean nothing",
+                where=where,
+                hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
+            )
+
     def direction(self, target: int, versus: int | None = None) -> Tensor:
         """The functional (C,) on the normed final stream that gives a token's logit, or its lead over `versus`."""
         rows = self.head[target] if versus is None else self.head[target] - self.head[versus]
         return _exact(rows) * self.logit_scale
+
+
+def peek(model: LanguageModel) -> int:
+    """How many tokens behind its key the token stands that a pair stores: 1 in a mosaic, whose values peek; else 0."""
+    return 1 if isinstance(model, Mosaic) else 0
 
 
 @torch.no_grad()
@@ -205,11 +219,7 @@ def read_windows(model: LanguageModel, tokens: Tokens, context: int, most: int) 
     check_length(tokens, 1, "val")
     for start in range(0, count_windows(tokens, context, most) * context, context):
         reading = read_text(model, tokens.read(start, min(start + context, len(tokens))).tolist())
-        if not reading.logits.isfinite().all():
-            raise NonFiniteError(
-                "the model's logits are not finite, so its retrieval weights mean nothing",
-                hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
-            )
+        reading.check_finite()
         yield start, reading
 
 

@@ -18,10 +18,10 @@ from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.recalls import HELD_OUT_SEED, TokenRecall, TokenStory, token_stories
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.errors import DataError, NonFiniteError, UsageError
+from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.probes.deletions import after_deletions, single_deletions, unread_by_newest, unread_effects
 from mosaic_cli.probes.edits import Edit, Memories, edited, resolve
-from mosaic_cli.probes.reading import Reading, read_text
+from mosaic_cli.probes.reading import Reading, peek, read_text
 from mosaic_cli.probes.report import plain_logit_error
 from mosaic_cli.probes.trace import Trace, trace
 
@@ -68,11 +68,10 @@ class Finding:
 
 def held_out_prompts(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int = 0) -> Iterator[Prompt]:
     """`count` prompts, one of each story; the four forms in turn, another form where a story lacks the one due."""
-    offset = 1 if isinstance(model, Mosaic) else 0  # a mosaic's pair stores the token after its key
     for number, story in enumerate(token_stories(tokenizer, count, HELD_OUT_SEED, start=seed * count)):
         due = [r for r in story.recalls if r.recall.form == FORMS[number % len(FORMS)]] or list(story.recalls)
         recall = due[number % len(due)]
-        yield Prompt(story, recall, tuple(source - offset for source in recall.sources))
+        yield Prompt(story, recall, tuple(source - peek(model) for source in recall.sources))
 
 
 def verify(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int = 0) -> Iterator[Finding]:
@@ -105,8 +104,7 @@ def examine(
 ) -> Finding:
     """Everything that is measured of one prompt. `answers` are those that edits choose from."""
     reading = read_text(model, prompt.tokens)
-    if not reading.logits.isfinite().all():
-        raise NonFiniteError("the model's logits are not finite", hint="Use an earlier checkpoint: --ckpt RUN@STEP.")
+    reading.check_finite()
     found = trace(reading, -1, prompt.answer)
     finding = Finding(prompt.recall.recall.form, prompt.recall.recall.kind)
     right = bool(reading.logits[-1].argmax() == prompt.answer)
@@ -183,7 +181,7 @@ def _deleting_top(
     kept = torch.cat(list(unread_by_newest(model, reading, ~firsts)))
     return {
         "deletion_efficacy": float(logits[0, prompt.recall.answer - 1].argmax() != prompt.answer),
-        "deletion_specificity": _kept(logits[0], whole, prompt, prompt.story.tokens),
+        "deletion_specificity": _kept(logits[0], whole, prompt),
         "comprehensiveness": (probability - _answer_probability(deleted, prompt)).mean().item(),
         "sufficiency": (probability - _answer_probability(kept, prompt)).mean().item(),
     }
@@ -206,11 +204,11 @@ def _widened(mask: Tensor, whole: Reading) -> Tensor:
     return torch.nn.functional.pad(mask, (0, missing))
 
 
-def _kept(logits: Tensor, whole: Reading, prompt: Prompt, tokens: list[int]) -> float:
+def _kept(logits: Tensor, whole: Reading, prompt: Prompt) -> float:
     """Share of the story's other predictions that stay as they were: those after the statement, but for the places
     where this very fact is recalled."""
     same_fact = {r.answer - 1 for r in prompt.story.recalls if r.source == prompt.recall.source}
-    others = [t for t in range(prompt.recall.source, len(tokens) - 1) if t not in same_fact]
+    others = [t for t in range(prompt.recall.source, len(prompt.story.tokens) - 1) if t not in same_fact]
     return (logits[others].argmax(-1) == whole.logits[others].argmax(-1)).double().mean().item()
 
 
@@ -235,7 +233,7 @@ def _judge_source_deletion(model: LanguageModel, prompt: Prompt, whole: Reading,
     (logits,) = after_deletions(model, whole, dropped)
     answered = logits[0, prompt.recall.answer - 1].argmax() == prompt.answer
     finding.figures["source_deletion_efficacy"] = float(not answered)
-    finding.figures["source_deletion_specificity"] = _kept(logits[0], whole, prompt, prompt.story.tokens)
+    finding.figures["source_deletion_specificity"] = _kept(logits[0], whole, prompt)
 
 
 def _judge_edits(
@@ -255,7 +253,7 @@ def _judge_edits(
     stored, said = draw.choice(others)
     logits = _edited_logits(model, tokens, prompt.holders, stored).to(whole.logits.device)
     finding.figures["edit_efficacy"] = float(logits[recall.answer - 1].argmax() == said)
-    finding.figures["edit_specificity"] = _kept(logits, whole, prompt, tokens)
+    finding.figures["edit_specificity"] = _kept(logits, whole, prompt)
     rephrased = _rephrased(tokenizer, prompt)
     if rephrased is not None:
         asked, expected = rephrased

@@ -159,7 +159,7 @@ def test_specificity_leaves_the_fact_s_own_recalls_out(words):
     prompt = next(p for p in _prompts(model, words, 12) if len({r.source for r in p.story.recalls}) > 1)
     whole = read_text(model, prompt.story.tokens)
     tokens, recall = prompt.story.tokens, prompt.recall
-    assert module._kept(whole.logits, whole, prompt, tokens) == 1
+    assert module._kept(whole.logits, whole, prompt) == 1
     own = [r.answer - 1 for r in prompt.story.recalls if r.source == recall.source]
     other = next(r.answer - 1 for r in prompt.story.recalls if r.source != recall.source and r.answer > recall.source)
     judged = len(tokens) - 1 - recall.source - len(own)
@@ -167,7 +167,7 @@ def test_specificity_leaves_the_fact_s_own_recalls_out(words):
     def changed(*places):
         logits = whole.logits.clone()
         logits[list(places)] *= -1
-        return module._kept(logits, whole, prompt, tokens)
+        return module._kept(logits, whole, prompt)
 
     assert changed(*own, *range(recall.source), len(tokens) - 1) == 1
     assert changed(other) == pytest.approx(1 - 1 / judged)

@@ -7,7 +7,7 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Ckpt, Debug, Device, Json
-from mosaic_cli.commands.probes.corpus import On, Out, Windows, results_folder
+from mosaic_cli.commands.probes.corpus import On, Out, Windows, results_folder, save
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def ablate(
     distances = _distances(distance)
 
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.files import dump_json
     from mosaic_cli.probes import ablate as library
     from mosaic_cli.probes.edits import Memories
     from mosaic_cli.runs.loading import load_trained, open_text
@@ -76,8 +75,7 @@ def ablate(
         "loss": found[0].baseline,
         "results": [_row(one) for one in found],
     }
-    (folder / "ablate.json").write_text(dump_json({"schema": "mosaic.probe.ablate/1", **values}), encoding="utf-8")
-    display.note(f"written: {folder / 'ablate.json'}")
+    save(folder, "ablate", "mosaic.probe.ablate/1", values)
     if json:
         display.print_json("mosaic.probe.ablate/1", values)
     else:

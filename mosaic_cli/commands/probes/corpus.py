@@ -1,4 +1,4 @@
-"""What the probes that read a corpus share: their options, and the folder that their results go to."""
+"""What probes share: options, and the folder that their results go to."""
 
 import json
 from collections.abc import Callable
@@ -36,10 +36,13 @@ def results_folder(out: Path | None, run: "Run", name: str) -> Path:
     return folder
 
 
-def save(folder: Path, name: str, schema: str, values: dict, draw: Callable[[dict, Path], None]) -> None:
-    """Write the object that `--json` prints to NAME.json, and its figure to NAME.png and NAME.svg."""
+def save(folder: Path, name: str, schema: str, values: dict, draw: Callable[[dict, Path], None] | None = None) -> None:
+    """Write the object that `--json` prints to NAME.json, and its figure, if it has one, to NAME.png and NAME.svg."""
     text = json.dumps({"schema": schema, **values}, ensure_ascii=False, allow_nan=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    if draw is None:
+        display.note(f"written: {folder / name}.json")
+        return
     for suffix in ("png", "svg"):
         draw(values, folder / f"{name}.{suffix}")
     display.note(f"written: {name}.json, {name}.png and {name}.svg in {folder}")

@@ -7,8 +7,9 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Ckpt, Debug, Device, Json, PromptFile
+from mosaic_cli.commands.probes.corpus import Out, results_folder, save
 from mosaic_cli.commands.prompt import read_prompt
-from mosaic_cli.errors import NonFiniteError, UsageError
+from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mosaic_cli.probes.reading import Reading
@@ -44,7 +45,7 @@ def trace(
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page on every token of the text to this file.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for trace.json; default: RUN/probes/trace.")] = None,
+    out: Out = None,
     device: Device = "auto",
     json: Json = False,
     debug: Debug = False,
@@ -55,7 +56,6 @@ def trace(
     the contributions are complete.
     """
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.files import dump_json
     from mosaic_cli.probes.deletions import unread_effects
     from mosaic_cli.probes.reading import read_text
     from mosaic_cli.probes.report import Wording, plain_logit_error, report
@@ -79,8 +79,7 @@ def trace(
         "plain_logit_error": plain_logit_error(trained.model, reading),
         **report(reading, found, wording, share, top, unread_effects(trained.model, newest, found.target)),
     }
-    folder = out or trained.run.path / "probes" / "trace"
-    _write(folder / "trace.json", dump_json({"schema": SCHEMA, **values}))
+    save(results_folder(out, trained.run, "trace"), "trace", SCHEMA, values)
     if html is not None:
         _write(html, _page(reading, wording, found, f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"))
     if json:
@@ -95,12 +94,7 @@ def _trace(
     """The trace asked for; without a target, of the likeliest token."""
     from mosaic_cli.probes.trace import trace as trace_logit
 
-    if not reading.logits.isfinite().all():
-        raise NonFiniteError(
-            "the model's logits are not finite",
-            where=trained.checkpoint,
-            hint="Use an earlier checkpoint: --ckpt RUN@STEP.",
-        )
+    reading.check_finite(trained.checkpoint)
     goal = 0 if target is None else trained.tokenizer.single(target, "--target")
     other = None if versus is None else trained.tokenizer.single(versus, "--vs")
     found = trace_logit(reading, position, goal, other)

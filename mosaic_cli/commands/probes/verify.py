@@ -6,7 +6,7 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Ckpt, Debug, Device, Json
-from mosaic_cli.commands.probes.corpus import Out, results_folder
+from mosaic_cli.commands.probes.corpus import Out, results_folder, save
 
 EPILOG = "Example: mosaic probe verify --ckpt stories-recall --prompts 50"
 SCHEMA = "mosaic.probe.verify/1"
@@ -45,7 +45,6 @@ def verify(
     Takes some seconds a prompt: every stored pair of every prompt is deleted once.
     """
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.files import dump_json
     from mosaic_cli.probes.verdict import summarise
     from mosaic_cli.probes.verify import verify as examine_all
     from mosaic_cli.runs.loading import load_trained
@@ -61,8 +60,7 @@ def verify(
             bar.update("prompts", len(findings), prompts)
     values = {"ckpt": ckpt, "checkpoint": str(trained.checkpoint), "kind": trained.model.config.kind}
     values |= summarise(findings)
-    (folder / "verify.json").write_text(dump_json({"schema": SCHEMA, **values}), encoding="utf-8")
-    display.note(f"written: {folder / 'verify.json'}")
+    save(folder, "verify", SCHEMA, values)
     if json:
         display.print_json(SCHEMA, values)
     else:
