@@ -148,6 +148,8 @@ def _print(values: dict[str, Any], top: int) -> None:
 
 
 def _print_contributions(values: dict[str, Any], top: int) -> None:
+    from mosaic_cli.probes.deletions import ASKING
+
     shown = values["contributions"][:top]
     rest = values["logit"] - sum(row["contribution"] for row in shown)
     columns = ["id", "what is stored", "weight", "contribution", "leave-one-out", "unread"]
@@ -157,7 +159,7 @@ def _print_contributions(values: dict[str, Any], top: int) -> None:
         [*map(_cells, shown), ["all others", "", "", f"{rest:+.4f}", "", ""]],
         caption="contribution: what the memory said, a part of the logit; leave-one-out: the logit's direct change "
         "were it dropped and its weight taken up by the others; unread: the log-probability's change when this token "
-        "really reads without the pair, all layers above computed again.",
+        f"and the {ASKING - 1} before it, which make the key that asks, really read without the pair.",
         texts=2,
     )
     display.print_table(
