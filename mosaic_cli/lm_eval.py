@@ -5,7 +5,6 @@ cannot know ours. Importing this module enters `mosaic` into the table; run as a
 command line, with all of its options.
 """
 
-import logging
 import math
 import sys
 
@@ -64,7 +63,7 @@ class MosaicLM(TemplateLM):
     ):
         super().__init__()
         self.placement = choose_placement("auto" if device == UNASKED_DEVICE else device, dtype)
-        logging.getLogger(__name__).info("evaluating %s on %s", ckpt, self.placement.reason)
+        display.note(f"evaluating {ckpt} on {self.placement.reason}")
         trained = load_trained(str(ckpt), self.placement)  # lm-eval reads a run named 1 as a number
         self.model, self.mosaic_tokenizer = trained.model, trained.tokenizer
         config = trained.model.config
