@@ -53,6 +53,11 @@ def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:
     return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
 
 
+def _repeat_state(state, count: int):
+    """The same for what has a `repeat` of its own; a memory without a state has None."""
+    return None if state is None else state.repeat(count)
+
+
 @dataclass
 class KeyState:
     """What a key extractor carries from token to token: lambda (H, 1, 1), which stays, and the leaky average."""
@@ -80,7 +85,7 @@ class ContextualCache:
     The newest token's pair is pending: its value needs the token after it.
     """
 
-    keys: KeyState
+    keys: KeyState | None
     values: ValueState
     scalars: tuple[Tensor, ...]
     pairs: GrowingPairs = field(default_factory=GrowingPairs)
@@ -90,7 +95,7 @@ class ContextualCache:
         """A copy for each of `count` texts."""
         return replace(
             self,
-            keys=self.keys.repeat(count),
+            keys=_repeat_state(self.keys, count),
             values=replace(self.values, pending=_repeat(self.values.pending, count)),
             pairs=self.pairs.repeat(count),
             pending_key=_repeat(self.pending_key, count),
@@ -101,12 +106,12 @@ class ContextualCache:
 class PersistentCache:
     """State of one persistent memory: only that of its keys; the scalars of its read stay."""
 
-    keys: KeyState
+    keys: KeyState | None
     scalars: tuple[Tensor, ...]
 
     def repeat(self, count: int) -> "PersistentCache":
         """The same for each of `count` texts."""
-        return replace(self, keys=self.keys.repeat(count))
+        return replace(self, keys=_repeat_state(self.keys, count))
 
 
 @dataclass
@@ -114,13 +119,13 @@ class MemoryCache:
     """All that a mosaic remembers of a text: one pair of caches per block. `length` counts the tokens read."""
 
     contextual: list[ContextualCache]
-    persistent: list[PersistentCache]
+    persistent: list[PersistentCache | None]
     length: int = 0
 
     def repeat(self, count: int) -> "MemoryCache":
         """A copy of what a single text (B = 1) left behind, for each of `count` texts that go on from it."""
         contextual = [cache.repeat(count) for cache in self.contextual]
-        return MemoryCache(contextual, [cache.repeat(count) for cache in self.persistent], self.length)
+        return MemoryCache(contextual, [_repeat_state(cache, count) for cache in self.persistent], self.length)
 
 
 @dataclass

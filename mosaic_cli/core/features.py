@@ -15,22 +15,50 @@ class KeyExtractor(nn.Module):
         super().__init__()
         self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
         self.leak = nn.Parameter(torch.empty(config.num_heads))  # rho = |10 leak|
+        self.normalised = config.normalised_keys
 
     def forward(self, x: Tensor, state: KeyState | None = None) -> Tensor:
-        """Keys (B, H, T, D) of unit length for x (B, T, C). With a state, x continues what the state has seen."""
+        """Keys (B, H, T, D), of unit length unless the configuration says otherwise, for x (B, T, C).
+
+        With a state, x continues what the state has seen.
+        """
         projected = self.project(x).view(*x.shape[:2], len(self.leak), -1)  # (B, T, H, D)
         if state is None:
-            return ops.leaky_keys(projected, ops.leak_rate(self.leak))
+            average = ops.leaky_keys if self.normalised else ops.leaky_average
+            return average(projected, ops.leak_rate(self.leak))
         if x.shape[1] == 1 and state.average is not None:  # decoding: one multiply-add
             averages = torch.addcmul(projected.transpose(1, 2), state.decay, state.average[:, :, None])
         else:
             averages = ops.leaky_average(projected, ops.leak_rate(self.leak), state.average)
         state.average = averages[:, :, -1]
-        return ops.normalise(averages)
+        return ops.normalise(averages) if self.normalised else averages
 
     def make_state(self) -> KeyState:
         """The state before the first token."""
         return KeyState(decay=torch.exp(-ops.leak_rate(self.leak)).view(-1, 1, 1))
+
+
+class LinearKeyExtractor(nn.Module):
+    """k_T = W_phi x_T, normalised: keys of one token each, v1 without the leaky average."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
+        self.num_heads = config.num_heads
+        self.normalised = config.normalised_keys
+
+    def forward(self, x: Tensor, state: None = None) -> Tensor:
+        """Keys (B, H, T, D) for x (B, T, C)."""
+        keys = self.project(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        return ops.normalise(keys) if self.normalised else keys
+
+    def make_state(self) -> None:
+        """Nothing is carried from token to token."""
+
+
+def make_key_extractor(config: ModelConfig) -> nn.Module:
+    """The key extractor that the configuration names."""
+    return {"leaky": KeyExtractor, "linear": LinearKeyExtractor}[config.key_extractor](config)
 
 
 class ValueExtractor(nn.Module):
@@ -39,7 +67,10 @@ class ValueExtractor(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_psi
-        self.peek = nn.Parameter(torch.empty(config.num_heads))  # gamma
+        if config.peek:
+            self.peek = nn.Parameter(torch.empty(config.num_heads))  # gamma
+        else:  # the value is the token's own, and is still stored when the next one comes
+            self.register_buffer("peek", torch.ones(config.num_heads), persistent=False)
         self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
 
     def forward(self, x: Tensor, state: ValueState | None = None) -> Tensor:

@@ -6,7 +6,17 @@ from torch import Tensor, nn
 from mosaic_cli.core import ops
 from mosaic_cli.core.cache import ContextualCache, PersistentCache
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.features import KeyExtractor, ValueExtractor
+from mosaic_cli.core.features import ValueExtractor, make_key_extractor
+from mosaic_cli.core.feedforward import MLP
+
+
+def _add_scalars(read: nn.Module, config: ModelConfig, *names: str) -> None:
+    """Give a read its bandwidth's scalars (H,): parameters, or constants where they are not to be learned."""
+    for name in names:
+        if config.learn_bandwidth:
+            setattr(read, name, nn.Parameter(torch.empty(config.num_heads)))
+        else:
+            read.register_buffer(name, torch.empty(config.num_heads))
 
 
 class PairRead(nn.Module):
@@ -14,7 +24,7 @@ class PairRead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.bandwidth = nn.Parameter(torch.empty(config.num_heads))  # beta = exp(2 min(10 bandwidth, 5))
+        _add_scalars(self, config, "bandwidth")  # beta = exp(2 min(10 bandwidth, 5))
         self.dropout = config.dropout
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor | None = None) -> Tensor:
@@ -35,7 +45,7 @@ class SlotRead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.bandwidth = nn.Parameter(torch.empty(config.num_heads))  # beta, as above
+        _add_scalars(self, config, "bandwidth")  # beta, as above
         self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
         self.dropout = config.dropout
 
@@ -59,7 +69,7 @@ class ContextualMemory(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.keys = KeyExtractor(config)
+        self.keys = make_key_extractor(config)
         self.values = ValueExtractor(config)
         self.read = PairRead(config)
         self.output = nn.Linear(config.d_model, config.d_model, bias=False)  # W_o
@@ -98,7 +108,7 @@ class PersistentMemory(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         slots = (config.num_heads, config.num_slots, config.head_dim)
-        self.keys = KeyExtractor(config)
+        self.keys = make_key_extractor(config)
         self.slot_keys = nn.Parameter(torch.empty(slots))  # P_k, not normalised
         self.slot_values = nn.Parameter(torch.empty(slots))  # P_v
         self.read = SlotRead(config)
@@ -114,3 +124,22 @@ class PersistentMemory(nn.Module):
     def make_cache(self) -> PersistentCache:
         """The state before the first token."""
         return PersistentCache(self.keys.make_state(), self.read.scalars())
+
+
+class FeedForwardMemory(MLP):
+    """Persistent memory as hidden units: no state to carry from token to token."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.d_model, config.feedforward_dim, config.dropout)
+
+    def forward(self, x: Tensor, cache: None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return super().forward(x)
+
+    def make_cache(self) -> None:
+        """Nothing is carried from token to token."""
+
+
+def make_persistent_memory(config: ModelConfig) -> nn.Module:
+    """The persistent memory that the configuration names."""
+    return {"slots": PersistentMemory, "mlp": FeedForwardMemory}[config.persistent](config)

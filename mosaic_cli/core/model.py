@@ -49,5 +49,5 @@ def flops_per_token(config: ModelConfig) -> int:
     Training takes three times as many. The reads of the past average half a window: 2 products of C per pair.
     """
     C, N, T = config.d_model, config.num_layers, config.context_length
-    weights = N * (5 * C * C + 2 * config.num_slots * C) + config.vocab_size * C
+    weights = N * config.block_weights + config.vocab_size * C
     return 2 * weights + N * 2 * C * T

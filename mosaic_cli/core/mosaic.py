@@ -1,4 +1,4 @@
-"""The language model of Memory Mosaics and its starting values (arXiv 2405.06394)."""
+"""The language model of Memory Mosaics (arXiv 2405.06394)."""
 
 import math
 
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mosaic_cli.core.cache import ContextualCache, MemoryCache, PersistentCache
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.memory import ContextualMemory, PersistentMemory
+from mosaic_cli.core.initial import draw_starting_values
+from mosaic_cli.core.memory import ContextualMemory, make_persistent_memory
 
 
 class Block(nn.Module):
@@ -18,7 +19,7 @@ class Block(nn.Module):
         self.contextual_norm = nn.LayerNorm(config.d_model, bias=False)
         self.contextual = ContextualMemory(config)
         self.persistent_norm = nn.LayerNorm(config.d_model, bias=False)
-        self.persistent = PersistentMemory(config)
+        self.persistent = make_persistent_memory(config)
 
     def forward(
         self, x: Tensor, contextual: ContextualCache | None = None, persistent: PersistentCache | None = None
@@ -42,7 +43,7 @@ class Mosaic(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.d_model, bias=False)
         self.logit_scale = 1 / math.sqrt(config.d_model) if config.init == "paper" else 1.0
-        self.reset_parameters()
+        draw_starting_values(self.embedding.weight, self.blocks, config)
 
     def forward(self, tokens: Tensor, cache: MemoryCache | None = None) -> Tensor:
         """Logits (B, T, V) for integers (B, T). With a cache, the tokens continue those it has read."""
@@ -72,25 +73,3 @@ class Mosaic(nn.Module):
             [block.contextual.make_cache() for block in self.blocks],
             [block.persistent.make_cache() for block in self.blocks],
         )
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw starting values: those of the authors' main code (`paper`) or of their nanoGPT derivative (`gpt2`)."""
-        config = self.config
-        paper = config.init == "paper"
-        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(config.d_model) if paper else 0.02)
-        for name, parameter in self.blocks.named_parameters():
-            kind = name.rsplit(".", 1)[-1] if not name.endswith(".weight") else name.split(".")[-2]
-            if kind in ("project", "output"):
-                depth = 1 if kind == "project" else math.sqrt(config.num_layers if paper else 2 * config.num_layers)
-                nn.init.normal_(parameter, std=(1 / math.sqrt(config.d_model) if paper else 0.02) / depth)
-            elif kind in ("slot_keys", "slot_values"):
-                nn.init.normal_(parameter, std=1 / math.sqrt(config.head_dim))
-            elif kind == "leak":
-                parameter.copy_(torch.linspace(0.5, 5, config.num_heads) / 10)  # lambda from 0.61 to 0.0067
-            elif kind == "bandwidth":
-                parameter.fill_(0.1)  # beta = e^2
-            elif kind == "scale":
-                parameter.fill_(-0.05)  # alpha = e^-0.5
-            elif kind == "peek":
-                nn.init.uniform_(parameter)

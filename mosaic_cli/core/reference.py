@@ -60,11 +60,12 @@ def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor) -> Te
     )
 
 
-def extract_keys(x: Tensor, weight: Tensor, theta_leak: Tensor) -> Tensor:
-    """k_T = k_bar_T / |k_bar_T|, unit length; x (T, C), weight (C, C), theta_leak (H,) -> (T, H, D)."""
-    projected = (x @ weight.T).view(len(x), len(theta_leak), -1)
-    averages = leaky_average(projected, (10 * theta_leak).abs())
-    return averages / averages.norm(dim=-1, keepdim=True)
+def extract_keys(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
+    """k_T = k_bar_T / |k_bar_T|, unit length, or k_bar_T itself without `normalised_keys`; x (T, C) -> (T, H, D)."""
+    keys = (x @ weights[f"{prefix}.project.weight"].T).view(len(x), config.num_heads, -1)
+    if config.key_extractor == "leaky":
+        keys = leaky_average(keys, (10 * weights[f"{prefix}.leak"]).abs())
+    return keys / keys.norm(dim=-1, keepdim=True) if config.normalised_keys else keys
 
 
 def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -73,20 +74,23 @@ def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
     return weight * centred / torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + 1e-5)
 
 
-def contextual_memory(x: Tensor, weights: dict[str, Tensor], prefix: str) -> Tensor:
+def contextual_memory(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
     """A contextual memory's output W_o concat_h y_T before dropout; x (T, C) -> (T, C)."""
-    keys = extract_keys(x, weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"])
-    gamma = weights[f"{prefix}.values.peek"]
+    keys = extract_keys(x, weights, f"{prefix}.keys", config)
+    gamma = weights[f"{prefix}.values.peek"] if config.peek else torch.ones(config.num_heads, dtype=x.dtype)
     alpha = torch.exp(10 * weights[f"{prefix}.values.scale"])
-    content = (x @ weights[f"{prefix}.values.project.weight"].T).view(len(x), len(gamma), -1)
+    content = (x @ weights[f"{prefix}.values.project.weight"].T).view(len(x), config.num_heads, -1)
     beta = torch.exp(2 * (10 * weights[f"{prefix}.read.bandwidth"]).clamp(max=5))
     reads = strict_past_read(keys, peeked_values(content, gamma, alpha), beta)
     return reads.flatten(1) @ weights[f"{prefix}.output.weight"].T
 
 
-def persistent_memory(x: Tensor, weights: dict[str, Tensor], prefix: str) -> Tensor:
+def persistent_memory(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
     """A persistent memory's output before dropout; x (T, C) -> (T, C)."""
-    keys = extract_keys(x, weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"])
+    if config.persistent == "mlp":
+        hidden = x @ weights[f"{prefix}.project.weight"].T
+        return hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))) @ weights[f"{prefix}.output.weight"].T
+    keys = extract_keys(x, weights, f"{prefix}.keys", config)
     beta = torch.exp(2 * (10 * weights[f"{prefix}.read.bandwidth"]).clamp(max=5))
     alpha = torch.exp(10 * weights[f"{prefix}.read.scale"])
     reads = slot_read(keys, weights[f"{prefix}.slot_keys"], weights[f"{prefix}.slot_values"], beta)
@@ -100,8 +104,8 @@ def mosaic_logits(tokens: Tensor, weights: dict[str, Tensor], config: ModelConfi
     for layer in range(config.num_layers):
         block = f"blocks.{layer}"
         normed = layer_norm(x, weights[f"{block}.contextual_norm.weight"])
-        x = x + contextual_memory(normed, weights, f"{block}.contextual")
+        x = x + contextual_memory(normed, weights, f"{block}.contextual", config)
         normed = layer_norm(x, weights[f"{block}.persistent_norm.weight"])
-        x = x + persistent_memory(normed, weights, f"{block}.persistent")
+        x = x + persistent_memory(normed, weights, f"{block}.persistent", config)
     logits = layer_norm(x, weights["norm.weight"]) @ weights["embedding.weight"].T
     return logits / math.sqrt(config.d_model) if config.init == "paper" else logits
