@@ -71,6 +71,18 @@ class KeyState:
 
 
 @dataclass
+class GatedKeyState:
+    """What a gated key extractor carries on: the average and the scale taken out of it, see `gated.gated_average`."""
+
+    average: Tensor | None = None  # (B, H, D)
+    scale: Tensor | None = None  # (B, H)
+
+    def repeat(self, count: int) -> "GatedKeyState":
+        """The same for each of `count` texts."""
+        return GatedKeyState(_repeat(self.average, count), _repeat(self.scale, count))
+
+
+@dataclass
 class ValueState:
     """What a value extractor carries on: alpha (H,), which stays, and the content of the newest token."""
 
@@ -85,7 +97,7 @@ class ContextualCache:
     The newest token's pair is pending: its value needs the token after it.
     """
 
-    keys: KeyState | None
+    keys: KeyState | GatedKeyState | None
     values: ValueState
     scalars: tuple[Tensor, ...]
     pairs: GrowingPairs = field(default_factory=GrowingPairs)
@@ -106,7 +118,7 @@ class ContextualCache:
 class PersistentCache:
     """State of one persistent memory: only that of its keys; the scalars of its read stay."""
 
-    keys: KeyState | None
+    keys: KeyState | GatedKeyState | None
     scalars: tuple[Tensor, ...]
 
     def repeat(self, count: int) -> "PersistentCache":

@@ -37,14 +37,21 @@ class ModelConfig:
     init: Literal["paper", "gpt2"] = "paper"
     """Starting values of a mosaic: `paper` (std 1/sqrt(fan_in), logits / sqrt(d_model)) or `gpt2` (std 0.02, logits
     unscaled), as in the authors' second code. The baseline always starts as GPT-2 does."""
-    key_extractor: Literal["leaky", "linear"] = "leaky"
-    """What keys are made of: `leaky`, the leaky average of v1; or `linear`, each key of its own token alone, which is
-    v1 without the leaky average. The baseline takes from it the number of weights to equal."""
+    key_extractor: Literal["leaky", "gated", "linear"] = "leaky"
+    """What keys are made of: `leaky`, the leaky average of v1; `gated`, an average whose gate and decay depend on the
+    token (v2); or `linear`, each key of its own token alone, which is v1 without the leaky average. The baseline takes
+    from it the number of weights to equal."""
     normalised_keys: bool = True
     """Whether keys have length 1. Without, a kernel compares them by their inner product as they are. Not for the
     baseline."""
     peek: bool = True
     """Whether a value mixes the next token into its own. Without, gamma is 1. Not for the baseline."""
+    bandwidth: Literal["fixed", "adaptive"] = "fixed"
+    """The kernels' inverse bandwidth: `fixed`, one number per head (v1); or `adaptive`, growing with the number of
+    pairs in memory (v2). The baseline does not read it."""
+    value_scale: Literal["free", "at_least_one"] = "free"
+    """Length alpha of stored values, per head: `free`, exp(10 theta) from e^-0.5 (v1); or `at_least_one`,
+    exp(min(|theta|, 15)) from 1 (v2). The baseline does not read it."""
     learn_bandwidth: bool = True
     """Whether the kernels' inverse bandwidths are learned, or stay where they start (beta = e^2 in v1). Not for the
     baseline."""
@@ -108,8 +115,9 @@ class ModelConfig:
     def block_weights(self) -> int:
         """Weights of a mosaic's block, in matrices and slots; norms and scalars per head not counted."""
         C = self.d_model
-        persistent = 2 * C * (C + self.num_slots) if self.persistent == "slots" else 2 * C * self.feedforward_dim
-        return 3 * C * C + persistent
+        gates = 2 * self.num_heads * C if self.key_extractor == "gated" else 0
+        slots = 2 * C * (C + self.num_slots) + gates
+        return 3 * C * C + gates + (slots if self.persistent == "slots" else 2 * C * self.feedforward_dim)
 
     @property
     def hidden_dim(self) -> int:

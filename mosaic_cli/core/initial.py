@@ -14,7 +14,7 @@ def draw_starting_values(embedding: Tensor, blocks: nn.ModuleList, config: Model
     nn.init.normal_(embedding, std=1 / math.sqrt(config.d_model) if config.init == "paper" else 0.02)
     for name, tensor in (*blocks.named_parameters(), *blocks.named_buffers()):
         kind = name.rsplit(".", 1)[-1] if not name.endswith(".weight") else name.split(".")[-2]
-        if kind in ("project", "output"):
+        if kind in ("project", "output", "gate", "decay"):
             nn.init.normal_(tensor, std=_matrix_std(kind, tensor, config))
         elif kind in ("slot_keys", "slot_values"):
             nn.init.normal_(tensor, std=1 / math.sqrt(config.head_dim))
@@ -22,15 +22,20 @@ def draw_starting_values(embedding: Tensor, blocks: nn.ModuleList, config: Model
             tensor.copy_(torch.linspace(0.5, 5, config.num_heads) / 10)  # lambda from 0.61 to 0.0067
         elif kind == "bandwidth":
             tensor.fill_(0.1 - _log_key_scale(name, config) / 20)  # beta = e^2 where keys have length 1
-        elif kind == "scale":
-            tensor.fill_(-0.05)  # alpha = e^-0.5
+        elif kind in ("bandwidth_floor", "bandwidth_growth"):
+            tensor.fill_(1.5 - _log_key_scale(name, config))
+        elif kind == "bandwidth_power":
+            tensor.fill_(1 / 3)
+        elif kind == "scale":  # alpha = 1, or e^-0.5
+            at_least_one = config.value_scale == "at_least_one" and "values" in name
+            tensor.fill_(0.0 if at_least_one else -0.05)
         elif kind == "peek" and config.peek:
             nn.init.uniform_(tensor)
 
 
 def _matrix_std(kind: str, matrix: Tensor, config: ModelConfig) -> float:
     paper = config.init == "paper"
-    depth = 1 if kind == "project" else math.sqrt(config.num_layers if paper else 2 * config.num_layers)
+    depth = 1 if kind != "output" else math.sqrt(config.num_layers if paper else 2 * config.num_layers)
     return (1 / math.sqrt(matrix.shape[1]) if paper else 0.02) / depth
 
 

@@ -9,45 +9,60 @@ from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.features import ValueExtractor, make_key_extractor
 from mosaic_cli.core.feedforward import MLP
 
-
-def _add_scalars(read: nn.Module, config: ModelConfig, *names: str) -> None:
-    """Give a read its bandwidth's scalars (H,): parameters, or constants where they are not to be learned."""
-    for name in names:
-        if config.learn_bandwidth:
-            setattr(read, name, nn.Parameter(torch.empty(config.num_heads)))
-        else:
-            read.register_buffer(name, torch.empty(config.num_heads))
+ADAPTIVE = ("bandwidth_floor", "bandwidth_growth", "bandwidth_power")  # theta of beta_0, beta_1 and a
 
 
-class PairRead(nn.Module):
-    """Retrieval from pairs stored by the text. A module of its own so that its inputs and output can be looked at."""
+class _Kernel(nn.Module):
+    """The inverse bandwidths of a memory's heads, and the dropout of its weights."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        _add_scalars(self, config, "bandwidth")  # beta = exp(2 min(10 bandwidth, 5))
+        self.adaptive = config.bandwidth == "adaptive"
+        for name in ADAPTIVE if self.adaptive else ("bandwidth",):
+            theta = torch.empty(config.num_heads)
+            if config.learn_bandwidth:
+                setattr(self, name, nn.Parameter(theta))
+            else:
+                self.register_buffer(name, theta)
         self.dropout = config.dropout
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor | None = None) -> Tensor:
-        """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`.
-
-        `beta` (H,) is this module's own inverse bandwidth, where a cache has it ready.
-        """
-        beta = self.scalars()[0] if beta is None else beta
-        return ops.strict_past_read(queries, keys, values, beta, self.dropout if self.training else 0.0)
-
-    def scalars(self) -> tuple[Tensor]:
-        """beta (H,)."""
+    def bandwidths(self) -> tuple[Tensor, ...]:
+        """beta (H,), or where it is adaptive beta_0, beta_1 and a (H,)."""
+        if self.adaptive:
+            return ops.bandwidth_growth(*(getattr(self, name) for name in ADAPTIVE))
         return (ops.inverse_bandwidth(self.bandwidth),)
 
 
-class SlotRead(nn.Module):
+class PairRead(_Kernel):
+    """Retrieval from pairs stored by the text. A module of its own so that its inputs and output can be looked at."""
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *scalars: Tensor) -> Tensor:
+        """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`.
+
+        `scalars` are this module's own, where a cache has them ready.
+        """
+        beta = self.beta(queries.shape[2], keys.shape[2], *(scalars or self.scalars()))
+        return ops.strict_past_read(queries, keys, values, beta, self.dropout if self.training else 0.0)
+
+    def beta(self, num_queries: int, num_pairs: int, *scalars: Tensor) -> Tensor:
+        """Inverse bandwidths for the newest queries: (H,), or (H, T) where they grow with the pairs that each reads."""
+        if not self.adaptive:
+            return scalars[0]
+        seen = torch.arange(num_pairs - num_queries + 1, num_pairs + 1, device=scalars[0].device)
+        return ops.adaptive_bandwidth(*scalars, seen)
+
+    def scalars(self) -> tuple[Tensor, ...]:
+        """What `beta` is made of: (H,) each."""
+        return self.bandwidths()
+
+
+class SlotRead(_Kernel):
     """Retrieval from learned pairs."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        _add_scalars(self, config, "bandwidth")  # beta, as above
+        super().__init__(config)
+        self.num_slots = config.num_slots
         self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
-        self.dropout = config.dropout
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor | None = None, alpha: Tensor | None = None
@@ -61,7 +76,10 @@ class SlotRead(nn.Module):
 
     def scalars(self) -> tuple[Tensor, Tensor]:
         """beta and alpha (H,)."""
-        return ops.inverse_bandwidth(self.bandwidth), ops.value_scale(self.scale)
+        beta, *growth = self.bandwidths()
+        if growth:  # the number of slots does not change
+            beta = ops.adaptive_bandwidth(beta, *growth, torch.tensor([self.num_slots], device=beta.device))[:, 0]
+        return beta, ops.value_scale(self.scale)
 
 
 class ContextualMemory(nn.Module):

@@ -18,7 +18,21 @@ ABLATIONS = {
     "mlp": {"persistent": "mlp"},
     "all": {"peek": False, "key_extractor": "linear", "learn_bandwidth": False, "persistent": "mlp"},
 }
-VARIANTS = ABLATIONS
+V2 = {
+    "gated": {"key_extractor": "gated"},
+    "gated, unnormalised": {"key_extractor": "gated", "normalised_keys": False},
+    "adaptive": {"bandwidth": "adaptive"},
+    "adaptive, constant": {"bandwidth": "adaptive", "learn_bandwidth": False},
+    "values of at least one": {"value_scale": "at_least_one"},
+    "gated, adaptive, no peek, mlp": {
+        "key_extractor": "gated",
+        "bandwidth": "adaptive",
+        "value_scale": "at_least_one",
+        "peek": False,
+        "persistent": "mlp",
+    },
+}
+VARIANTS = ABLATIONS | V2
 SHAPE = {"num_layers": 2, "num_heads": 2, "d_model": 8, "num_slots": 7}
 each_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 
