@@ -42,11 +42,60 @@ class GrowingPairs:
             return buffer
         while capacity < end:
             capacity *= 2
-        B, H, _, D = like.shape
-        larger = torch.empty(B, H, capacity, D, dtype=like.dtype, device=like.device)
+        larger = _room(like, capacity)
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
+
+
+class WindowPairs:
+    """The newest `window` keys and values (B, H, ., D) and no more, in a ring: a new pair takes the oldest one's place.
+
+    Pair number j of the text lies at place j % window. A memory does not depend on the order of its pairs, so a single
+    query reads the ring as it lies.
+    """
+
+    def __init__(self, window: int):
+        self.length = 0  # pairs of the text so far
+        self._window = window
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store n more pairs (B, H, n, D); returns those that n queries may read, all that were stored among them.
+
+        For one pair they come in the order of the ring, for several in that of the text.
+        """
+        if self._keys is None:
+            self._keys, self._values = (_room(tensor, self._window) for tensor in (keys, values))
+        kept, start, count = min(self.length, self._window), self.length, keys.shape[2]
+        self.length += count
+        if count == 1:
+            place = start % self._window
+            self._keys[:, :, place], self._values[:, :, place] = keys[:, :, 0], values[:, :, 0]
+            kept = min(self.length, self._window)
+            return self._keys[:, :, :kept], self._values[:, :, :kept]
+        stored = torch.arange(start - kept, start, device=keys.device) % self._window
+        whole = [torch.cat([r[:, :, stored], t], 2) for r, t in ((self._keys, keys), (self._values, values))]
+        newest = min(count, self._window)
+        places = torch.arange(self.length - newest, self.length, device=keys.device) % self._window
+        self._keys[:, :, places], self._values[:, :, places] = (
+            tensor[:, :, count + kept - newest :] for tensor in whole
+        )
+        return whole[0], whole[1]
+
+    def repeat(self, count: int) -> "WindowPairs":
+        """A copy of the pairs of a single text (B = 1) for each of `count` texts that go on from it."""
+        copy = WindowPairs(self._window)
+        copy.length = self.length
+        if self._keys is not None:
+            copy._keys, copy._values = (_repeat(ring, count).clone() for ring in (self._keys, self._values))
+        return copy
+
+
+def _room(like: Tensor, capacity: int) -> Tensor:
+    B, H, _, D = like.shape
+    return torch.empty(B, H, capacity, D, dtype=like.dtype, device=like.device)
 
 
 def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:
@@ -100,7 +149,7 @@ class ContextualCache:
     keys: KeyState | GatedKeyState | None
     values: ValueState
     scalars: tuple[Tensor, ...]
-    pairs: GrowingPairs = field(default_factory=GrowingPairs)
+    pairs: GrowingPairs | WindowPairs = field(default_factory=GrowingPairs)
     pending_key: Tensor | None = None  # (B, H, 1, D)
 
     def repeat(self, count: int) -> "ContextualCache":
@@ -112,6 +161,17 @@ class ContextualCache:
             pairs=self.pairs.repeat(count),
             pending_key=_repeat(self.pending_key, count),
         )
+
+
+@dataclass
+class WindowedCache:
+    """State of contextual memories that stand side by side, in the order of their names."""
+
+    memories: list[ContextualCache]
+
+    def repeat(self, count: int) -> "WindowedCache":
+        """A copy for each of `count` texts."""
+        return WindowedCache([memory.repeat(count) for memory in self.memories])
 
 
 @dataclass
@@ -130,7 +190,7 @@ class PersistentCache:
 class MemoryCache:
     """All that a mosaic remembers of a text: one pair of caches per block. `length` counts the tokens read."""
 
-    contextual: list[ContextualCache]
+    contextual: list[ContextualCache | WindowedCache]
     persistent: list[PersistentCache | None]
     length: int = 0
 

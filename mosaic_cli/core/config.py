@@ -5,6 +5,37 @@ from typing import ClassVar, Literal
 
 from mosaic_cli.errors import UsageError
 
+PRESETS = {
+    "v1": {
+        "key_extractor": "leaky",
+        "bandwidth": "fixed",
+        "value_scale": "free",
+        "windows": "full",
+        "persistent": "slots",
+        "init": "paper",
+    },
+    "v2": {
+        "key_extractor": "gated",
+        "bandwidth": "adaptive",
+        "value_scale": "at_least_one",
+        "windows": "short+long",
+        "persistent": "swiglu",
+        "init": "truncated",
+    },
+}
+MATRICES = {"swiglu": 3, "mlp": 2}
+"""Matrices of d_model x feedforward_dim in each kind of feed-forward layer."""
+POSITIVE = (
+    "num_layers",
+    "num_heads",
+    "d_model",
+    "num_slots",
+    "context_length",
+    "short_window",
+    "long_delay",
+    "feedforward_dim",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -18,8 +49,9 @@ class ModelConfig:
 
     kind: Literal["mosaic", "transformer"] = "mosaic"
     """`mosaic`, or `transformer` for the GPT baseline of exactly the same number of block weights."""
-    preset: Literal["v1"] = "v1"
-    """The paper a mosaic follows: `v1` is arXiv 2405.06394. The baseline does not read it."""
+    preset: Literal["v1", "v2"] = "v1"
+    """The paper that a mosaic follows where a key is left out: `v1` is arXiv 2405.06394, `v2` arXiv 2507.03285. It
+    decides `key_extractor`, `bandwidth`, `value_scale`, `windows`, `persistent` and `init`."""
     num_layers: int
     """Blocks. Each holds a contextual and a persistent memory (baseline: attention and an MLP)."""
     num_heads: int
@@ -34,11 +66,12 @@ class ModelConfig:
     """Tokens in a training window. A mosaic reads on past it, the baseline cannot."""
     dropout: float = 0.0
     """Probability of dropping a retrieval weight and an output feature of each memory while training."""
-    init: Literal["paper", "gpt2"] = "paper"
-    """Starting values of a mosaic: `paper` (std 1/sqrt(fan_in), logits / sqrt(d_model)) or `gpt2` (std 0.02, logits
-    unscaled), as in the authors' second code. The baseline always starts as GPT-2 does."""
-    key_extractor: Literal["leaky", "gated", "linear"] = "leaky"
-    """What keys are made of: `leaky`, the leaky average of v1; `gated`, an average whose gate and decay depend on the
+    init: Literal["paper", "gpt2", "truncated"] | None = None
+    """Starting values of a mosaic: `paper` (std 1/sqrt(fan_in), logits / sqrt(d_model); default of v1), `gpt2` (std
+    0.02, logits unscaled), as in the authors' second code, or `truncated` (truncated normal, smaller in higher blocks;
+    default of v2). The baseline always starts as GPT-2 does."""
+    key_extractor: Literal["leaky", "gated", "linear"] | None = None
+    """What keys are made of: `leaky`, a leaky average (v1); `gated`, an average whose gate and decay depend on the
     token (v2); or `linear`, each key of its own token alone, which is v1 without the leaky average. The baseline takes
     from it the number of weights to equal."""
     normalised_keys: bool = True
@@ -46,26 +79,37 @@ class ModelConfig:
     baseline."""
     peek: bool = True
     """Whether a value mixes the next token into its own. Without, gamma is 1. Not for the baseline."""
-    bandwidth: Literal["fixed", "adaptive"] = "fixed"
+    bandwidth: Literal["fixed", "adaptive"] | None = None
     """The kernels' inverse bandwidth: `fixed`, one number per head (v1); or `adaptive`, growing with the number of
     pairs in memory (v2). The baseline does not read it."""
-    value_scale: Literal["free", "at_least_one"] = "free"
+    value_scale: Literal["free", "at_least_one"] | None = None
     """Length alpha of stored values, per head: `free`, exp(10 theta) from e^-0.5 (v1); or `at_least_one`,
     exp(min(|theta|, 15)) from 1 (v2). The baseline does not read it."""
     learn_bandwidth: bool = True
     """Whether the kernels' inverse bandwidths are learned, or stay where they start (beta = e^2 in v1). Not for the
     baseline."""
-    persistent: Literal["slots", "mlp"] = "slots"
-    """What persistent memory is: `slots`, learned pairs (v1); or `mlp`, two matrices with a GELU between them. The
-    baseline takes from it the number of weights to equal."""
+    windows: Literal["full", "short+long", "short", "long"] | None = None
+    """Which pairs of the text contextual memories read: `full`, one memory of all earlier pairs (v1); `short+long`, a
+    short-term memory of the newest pairs and a long-term memory of the older ones, with parameters of their own (v2);
+    or one of these alone. The baseline takes from it the number of weights to equal."""
+    short_window: int | None = None
+    """Pairs that a short-term memory holds; default 256."""
+    long_delay: int | None = None
+    """A long-term memory reads pairs that are at least so many tokens old; default 64."""
+    max_long_delay: int | None = None
+    """While training, that number is drawn anew at each step, from `long_delay` to this; default 256, or `long_delay`
+    where that is more. Must be less than `context_length`."""
+    persistent: Literal["slots", "swiglu", "mlp"] | None = None
+    """What persistent memory is: `slots`, learned pairs (v1); `swiglu`, a feed-forward layer with a gate (v2); or
+    `mlp`, two matrices with a GELU between them. The baseline takes from it the number of weights to equal."""
     feedforward_dim: int | None = None
-    """Hidden units of an `mlp`; default as many as make it hold the weights of `num_slots` slots."""
+    """Hidden units of a `swiglu` or `mlp`; default as many as make it hold the weights of `num_slots` slots."""
     vocab_size: int = 0
     """Entries of the embedding. Comes from the tokenizer; leave it out of a recipe."""
 
     def __post_init__(self):
         self._fill_in()
-        for name in ("num_layers", "num_heads", "d_model", "num_slots", "context_length", "feedforward_dim"):
+        for name in POSITIVE:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be at least 1", where=f"model.{name}")
         self._check_fit()
@@ -79,19 +123,42 @@ class ModelConfig:
             raise UsageError(f"dropout is {self.dropout}, but must lie in [0, 1)", where="model.dropout")
 
     def _fill_in(self) -> None:
-        """Give every value that was left out the one that follows from the others."""
-        if self.num_slots is None:
-            object.__setattr__(self, "num_slots", int(3.5 * self.d_model))
-        if self.feedforward_dim is None and self.persistent != "slots":
-            object.__setattr__(self, "feedforward_dim", self.d_model + self.num_slots)
+        """Give every key that was left out the value that follows from the others."""
+        for name, value in PRESETS[self.preset].items():
+            self._default(name, value)
+        self._default("num_slots", int(3.5 * self.d_model))
+        if "short" in self.windows:
+            self._default("short_window", 256)
+        if "long" in self.windows:
+            self._default("long_delay", 64)
+            self._default("max_long_delay", max(256, self.long_delay))
+        if self.persistent != "slots":
+            size = 2 * (self.d_model + self.num_slots)  # times d_model: the weights of slots with their W_phi and W_o
+            self._default("feedforward_dim", round(size / MATRICES[self.persistent]))
+
+    def _default(self, name: str, value: object) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
 
     def _check_fit(self) -> None:
-        """Refuse what would be ignored."""
-        if self.feedforward_dim is not None and self.persistent == "slots":
+        """Refuse what would be ignored, and what cannot work."""
+        for name, key, values in (
+            ("feedforward_dim", "persistent", ("swiglu", "mlp")),
+            ("short_window", "windows", ("short+long", "short")),
+            ("long_delay", "windows", ("short+long", "long")),
+            ("max_long_delay", "windows", ("short+long", "long")),
+        ):
+            if getattr(self, name) is not None and getattr(self, key) not in values:
+                raise UsageError(
+                    f"{name} is given, but {key} is {getattr(self, key)}, which has no use for it",
+                    where=f"model.{name}",
+                    hint=f"Leave it out, or set {key} to {' or '.join(values)}.",
+                )
+        if self.max_long_delay is not None and not self.long_delay <= self.max_long_delay < self.context_length:
             raise UsageError(
-                "feedforward_dim is given, but persistent memory is slots, which have no hidden units",
-                where="model.feedforward_dim",
-                hint="Set num_slots, or persistent to mlp.",
+                f"max_long_delay is {self.max_long_delay}, but must be at least long_delay, {self.long_delay}, and "
+                f"less than context_length, {self.context_length}: a long-term memory would stay empty",
+                where="model.max_long_delay",
             )
         if self.kind == "transformer" and self.hidden_dim < 1:
             raise UsageError(
@@ -116,8 +183,15 @@ class ModelConfig:
         """Weights of a mosaic's block, in matrices and slots; norms and scalars per head not counted."""
         C = self.d_model
         gates = 2 * self.num_heads * C if self.key_extractor == "gated" else 0
-        slots = 2 * C * (C + self.num_slots) + gates
-        return 3 * C * C + gates + (slots if self.persistent == "slots" else 2 * C * self.feedforward_dim)
+        contextual = len(self.memories) * (3 * C * C + gates)
+        if self.persistent == "slots":
+            return contextual + 2 * C * (C + self.num_slots) + gates
+        return contextual + MATRICES[self.persistent] * C * self.feedforward_dim
+
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """Names of a block's contextual memories, by the window that each reads."""
+        return tuple(self.windows.split("+"))
 
     @property
     def hidden_dim(self) -> int:

@@ -7,15 +7,18 @@ from torch import Tensor, nn
 
 from mosaic_cli.core.config import ModelConfig
 
+MATRICES = ("project", "output", "gate", "decay", "gated")
+
 
 @torch.no_grad()
 def draw_starting_values(embedding: Tensor, blocks: nn.ModuleList, config: ModelConfig) -> None:
-    """Draw from torch's generator: as the authors' main code starts (`paper`), or their nanoGPT derivative (`gpt2`)."""
-    nn.init.normal_(embedding, std=1 / math.sqrt(config.d_model) if config.init == "paper" else 0.02)
+    """Draw from torch's generator: as the authors' main code starts (`paper`), their nanoGPT derivative (`gpt2`), or
+    the authors' second paper (`truncated`)."""
+    _draw(embedding, 0.02 if config.init == "gpt2" else 1 / math.sqrt(config.d_model), config)
     for name, tensor in (*blocks.named_parameters(), *blocks.named_buffers()):
         kind = name.rsplit(".", 1)[-1] if not name.endswith(".weight") else name.split(".")[-2]
-        if kind in ("project", "output", "gate", "decay"):
-            nn.init.normal_(tensor, std=_matrix_std(kind, tensor, config))
+        if kind in MATRICES:
+            _draw(tensor, _matrix_std(name, kind, tensor, config), config)
         elif kind in ("slot_keys", "slot_values"):
             nn.init.normal_(tensor, std=1 / math.sqrt(config.head_dim))
         elif kind == "leak":
@@ -33,7 +36,18 @@ def draw_starting_values(embedding: Tensor, blocks: nn.ModuleList, config: Model
             nn.init.uniform_(tensor)
 
 
-def _matrix_std(kind: str, matrix: Tensor, config: ModelConfig) -> float:
+def _draw(matrix: Tensor, std: float, config: ModelConfig) -> None:
+    if config.init == "truncated":
+        nn.init.trunc_normal_(matrix, std=std, a=-3 * std, b=3 * std)
+    else:
+        nn.init.normal_(matrix, std=std)
+
+
+def _matrix_std(name: str, kind: str, matrix: Tensor, config: ModelConfig) -> float:
+    if config.init == "truncated":
+        of_hidden = kind == "output" and "persistent" in name and config.persistent != "slots"
+        width = config.feedforward_dim if of_hidden else config.d_model
+        return 1 / math.sqrt(2 * width * (int(name.split(".")[0]) + 1))
     paper = config.init == "paper"
     depth = 1 if kind != "output" else math.sqrt(config.num_layers if paper else 2 * config.num_layers)
     return (1 / math.sqrt(matrix.shape[1]) if paper else 0.02) / depth

@@ -1,28 +1,32 @@
-"""The language model of Memory Mosaics (arXiv 2405.06394)."""
+"""The language model of Memory Mosaics (arXiv 2405.06394, 2507.03285)."""
 
 import math
+import random
 
 import torch
 from torch import Tensor, nn
 
-from mosaic_cli.core.cache import ContextualCache, MemoryCache, PersistentCache
+from mosaic_cli.core.cache import ContextualCache, MemoryCache, PersistentCache, WindowedCache
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.initial import draw_starting_values
-from mosaic_cli.core.memory import ContextualMemory, make_persistent_memory
+from mosaic_cli.core.memory import make_contextual_memory, make_persistent_memory
 
 
 class Block(nn.Module):
-    """x += contextual(LN x); x += persistent(LN x). Holds 12 C^2 weights when M = 3.5 C."""
+    """x += contextual(LN x); x += persistent(LN x). Holds 12 C^2 weights in v1 when M = 3.5 C."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.contextual_norm = nn.LayerNorm(config.d_model, bias=False)
-        self.contextual = ContextualMemory(config)
+        self.contextual = make_contextual_memory(config)
         self.persistent_norm = nn.LayerNorm(config.d_model, bias=False)
         self.persistent = make_persistent_memory(config)
 
     def forward(
-        self, x: Tensor, contextual: ContextualCache | None = None, persistent: PersistentCache | None = None
+        self,
+        x: Tensor,
+        contextual: ContextualCache | WindowedCache | None = None,
+        persistent: PersistentCache | None = None,
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         x = x + self.contextual(self.contextual_norm(x), contextual)
@@ -73,3 +77,15 @@ class Mosaic(nn.Module):
             [block.contextual.make_cache() for block in self.blocks],
             [block.persistent.make_cache() for block in self.blocks],
         )
+
+    def draw_delay(self, seed: int, step: int) -> None:
+        """Draw from what age on long-term memories read in a training step: one number for all of them (v2).
+
+        A function of seed and step alone, so a run that is taken up draws the same.
+        """
+        config = self.config
+        if config.max_long_delay is None:
+            return
+        delay = random.Random(f"{seed}:{step}").randint(config.long_delay, config.max_long_delay)
+        for block in self.blocks:
+            block.contextual.long.training_delay = delay

@@ -144,27 +144,28 @@ class _LeakyKeys(torch.autograd.Function):
         return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
 
 
-def neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x_1 .. x_{T-1} and x_0 .. x_{T-2} of x (B, H, T, D), as views."""
-    return _Neighbours.apply(x) if torch.is_grad_enabled() else (x[:, :, 1:], x[:, :, :-1])
+def neighbours(x: Tensor, delay: int = 1) -> tuple[Tensor, Tensor]:
+    """x_d .. x_{T-1} and x_0 .. x_{T-1-d} of x (B, H, T, D), as views; d is the delay, less than T."""
+    return _Neighbours.apply(x, delay) if torch.is_grad_enabled() else (x[:, :, delay:], x[:, :, :-delay])
 
 
 class _Neighbours(torch.autograd.Function):
     """Two overlapping slices whose gradients are added in place: two passes over memory instead of five."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[:, :, 1:], x[:, :, :-1]
+    def forward(ctx, x: Tensor, delay: int) -> tuple[Tensor, Tensor]:
+        ctx.delay = delay
+        return x[:, :, delay:], x[:, :, :-delay]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, later: Tensor, earlier: Tensor) -> Tensor:
+    def backward(ctx, later: Tensor, earlier: Tensor) -> tuple[Tensor, None]:
         B, H, T, D = later.shape
-        gradient = later.new_empty(B, T + 1, H, D).transpose(1, 2)
-        gradient[:, :, 1:] = later
-        gradient[:, :, 0] = 0
-        gradient[:, :, :-1] += earlier
-        return gradient
+        gradient = later.new_empty(B, T + ctx.delay, H, D).transpose(1, 2)
+        gradient[:, :, ctx.delay :] = later
+        gradient[:, :, : ctx.delay] = 0
+        gradient[:, :, : -ctx.delay] += earlier
+        return gradient, None
 
 
 def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:

@@ -57,19 +57,19 @@ def adaptive_bandwidth(floor: Tensor, growth: Tensor, power: Tensor, pairs: int)
     return torch.exp(growth.clamp(max=10)) * pairs ** power.abs().clamp(max=1) + torch.exp(floor.clamp(max=10))
 
 
-def strict_past_read(keys: Tensor, values: Tensor, beta: Callable[[int], Tensor]) -> Tensor:
-    """y_T = f(k_T) over the pairs (k_t, v_t), t < T; keys (T, H, D), values (T-1, H, D) -> (T, H, D).
+def strict_past_read(
+    keys: Tensor, values: Tensor, beta: Callable[[int], Tensor], delay: int = 1, window: int | None = None
+) -> Tensor:
+    """y_T = f(k_T) over the pairs (k_t, v_t), t <= T - delay; keys (T, H, D), values (T-1, H, D) -> (T, H, D).
 
-    `beta` gives the inverse bandwidths (H,) of a memory of n pairs.
+    `beta` gives the inverse bandwidths (H,) of a memory of n pairs. With a `window`, only t >= T - window (v2).
     """
-    return torch.stack(
-        [
-            torch.stack(
-                [kernel_regression(keys[T, h], keys[:T, h], values[:T, h], beta(T)[h]) for h in range(keys.shape[1])]
-            )
-            for T in range(len(keys))
-        ]
-    )
+    reads = []
+    for T in range(len(keys)):
+        seen = slice(0 if window is None else max(0, T - window), max(0, T - delay + 1))
+        k, v, betas = keys[seen], values[seen], beta(len(keys[seen]))
+        reads.append([kernel_regression(keys[T, h], k[:, h], v[:, h], betas[h]) for h in range(keys.shape[1])])
+    return torch.stack([torch.stack(heads) for heads in reads])
 
 
 def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
@@ -107,28 +107,48 @@ def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
     return weight * centred / torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + 1e-5)
 
 
-def contextual_memory(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
-    """A contextual memory's output W_o concat_h y_T before dropout; x (T, C) -> (T, C)."""
+def pair_memory(
+    x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig, delay: int = 1, window: int | None = None
+) -> Tensor:
+    """The reads of one contextual memory, heads side by side; x (T, C) -> (T, C)."""
     keys = extract_keys(x, weights, f"{prefix}.keys", config)
     gamma = weights[f"{prefix}.values.peek"] if config.peek else torch.ones(config.num_heads, dtype=x.dtype)
     scale = weights[f"{prefix}.values.scale"]
     alpha = torch.exp(10 * scale) if config.value_scale == "free" else torch.exp(scale.abs().clamp(max=15))
     content = (x @ weights[f"{prefix}.values.project.weight"].T).view(len(x), config.num_heads, -1)
-    beta = bandwidth(weights, f"{prefix}.read", config)
-    reads = strict_past_read(keys, peeked_values(content, gamma, alpha), beta)
-    return reads.flatten(1) @ weights[f"{prefix}.output.weight"].T
+    values = peeked_values(content, gamma, alpha)
+    return strict_past_read(keys, values, bandwidth(weights, f"{prefix}.read", config), delay, window).flatten(1)
+
+
+def contextual_memory(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
+    """A block's contextual memories, W_o concat_h y_T before dropout; x (T, C) -> (T, C)."""
+    if config.windows == "full":
+        reads = [pair_memory(x, weights, prefix, config)]
+    else:
+        windows = {"short": (1, config.short_window), "long": (config.long_delay, None)}
+        reads = [pair_memory(x, weights, f"{prefix}.{name}", config, *windows[name]) for name in config.memories]
+    return torch.cat(reads, dim=1) @ weights[f"{prefix}.output.weight"].T
 
 
 def persistent_memory(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
     """A persistent memory's output before dropout; x (T, C) -> (T, C)."""
-    if config.persistent == "mlp":
-        hidden = x @ weights[f"{prefix}.project.weight"].T
-        return hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))) @ weights[f"{prefix}.output.weight"].T
+    if config.persistent != "slots":
+        return feedforward(x, weights, prefix, config)
     keys = extract_keys(x, weights, f"{prefix}.keys", config)
     beta = bandwidth(weights, f"{prefix}.read", config)(config.num_slots)
     alpha = torch.exp(10 * weights[f"{prefix}.read.scale"])
     reads = slot_read(keys, weights[f"{prefix}.slot_keys"], weights[f"{prefix}.slot_values"], beta)
     return (alpha[:, None] * reads).flatten(1) @ weights[f"{prefix}.output.weight"].T
+
+
+def feedforward(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
+    """W_2 GELU(W_1 x), or for SwiGLU W_2 (SiLU(W_1 x) * W_3 x); x (T, C) -> (T, C)."""
+    hidden = x @ weights[f"{prefix}.project.weight"].T
+    if config.persistent == "mlp":
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    else:
+        hidden = hidden / (1 + torch.exp(-hidden)) * (x @ weights[f"{prefix}.gated.weight"].T)
+    return hidden @ weights[f"{prefix}.output.weight"].T
 
 
 def mosaic_logits(tokens: Tensor, weights: dict[str, Tensor], config: ModelConfig) -> Tensor:

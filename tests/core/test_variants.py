@@ -32,7 +32,22 @@ V2 = {
         "persistent": "mlp",
     },
 }
-VARIANTS = ABLATIONS | V2
+W = {"short_window": 5, "long_delay": 3, "max_long_delay": 7}
+WINDOWS = {
+    "short+long": {"windows": "short+long", **W},
+    "short": {"windows": "short", "short_window": 4},
+    "window of one": {"windows": "short", "short_window": 1},
+    "window beyond the text": {"windows": "short", "short_window": 60, "bandwidth": "adaptive"},
+    "long": {"windows": "long", "long_delay": 4, "max_long_delay": 4, "bandwidth": "adaptive"},
+    "long of the strict past": {"windows": "long", "long_delay": 1, "max_long_delay": 3, "peek": False},
+    "swiglu": {"persistent": "swiglu"},
+    "windows, adaptive, linear": {"windows": "short+long", "bandwidth": "adaptive", "key_extractor": "linear", **W},
+    "v2": {"preset": "v2", **W},
+    "v2 without peek, slots": {"preset": "v2", "persistent": "slots", "peek": False, **W},
+    "v2, one memory": {"preset": "v2", "windows": "full"},
+    "v2, leaky and fixed": {"preset": "v2", "key_extractor": "leaky", "bandwidth": "fixed", **W},
+}
+VARIANTS = ABLATIONS | V2 | WINDOWS
 SHAPE = {"num_layers": 2, "num_heads": 2, "d_model": 8, "num_slots": 7}
 each_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 
@@ -50,12 +65,12 @@ def test_values_and_every_gradient_are_the_reference_s(keys):
     fast_gradients = torch.autograd.grad((fast * weights).sum(), parameters)
     slow_gradients = torch.autograd.grad((slow * weights).sum(), parameters)
     for name, a, b in zip(names, fast_gradients, slow_gradients, strict=True):
-        assert a.any(), f"{name} gets no gradient"
+        assert a.any() or not b.any(), f"{name} gets no gradient"
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @each_variant
-@pytest.mark.parametrize("split", [[1] * 33, [1, 1, 31], [3, 12, 1, 17], [16, 17]], ids=str)
+@pytest.mark.parametrize("split", [[1] * 33, [1, 1, 31], [3, 12, 1, 17], [2, 3, 1, 1, 26]], ids=str)
 @torch.inference_mode()
 def test_cached_equals_full_for_any_split(keys, split):
     model, tokens = tiny_model(**SHAPE, **keys), torch.tensor([tiny_tokens(33), tiny_tokens(33, seed=2)])
