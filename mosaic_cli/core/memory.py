@@ -102,7 +102,7 @@ class PairMemory(nn.Module):
 
     Attributes:
         delay: age in tokens of the newest pair that is read; 1 is the strict past.
-        training_delay: the same while training, where it may be drawn anew at each step: see `mosaic.draw_delays`.
+        training_delay: the same while training, where it may be drawn anew at each step: see `Mosaic.begin_step`.
     """
 
     def __init__(self, config: ModelConfig, window: str = "full"):

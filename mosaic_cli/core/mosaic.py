@@ -78,7 +78,7 @@ class Mosaic(nn.Module):
             [block.persistent.make_cache() for block in self.blocks],
         )
 
-    def draw_delay(self, seed: int, step: int) -> None:
+    def begin_step(self, seed: int, step: int) -> None:
         """Draw from what age on long-term memories read in a training step: one number for all of them (v2).
 
         A function of seed and step alone, so a run that is taken up draws the same.

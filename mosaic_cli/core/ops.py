@@ -231,8 +231,10 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     T, S = queries.shape[2], keys.shape[2]
     queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
-    if T in (S, 1):
-        return _attend(queries, keys, values, dropout, is_causal=T > 1)
+    if T == 1:
+        return _attend(queries, keys, values, dropout)
+    if T == S:
+        return _attend(queries, keys, values, dropout, is_causal=True)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
     return _attend(queries, keys, values, dropout, attn_mask=visible)
 

@@ -122,6 +122,9 @@ class Transformer(nn.Module):
         """An empty cache. It takes batch size, dtype and device from what it first stores."""
         return AttentionCache([GrowingPairs() for _ in self.blocks])
 
+    def begin_step(self, seed: int, step: int) -> None:
+        """A training step of a transformer draws nothing but dropout."""
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """GPT-2's starting values: std 0.02, and 0.02 / sqrt(2 N) where a layer writes into the residual stream."""

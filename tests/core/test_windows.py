@@ -106,12 +106,12 @@ def test_delays_are_drawn_for_each_training_step():
     model, same = tiny_model(**V2), tiny_model(**V2)
     drawn = []
     for step in range(60):
-        model.draw_delay(3, step), same.draw_delay(3, step)
+        model.begin_step(3, step), same.begin_step(3, step)
         drawn.append(model.blocks[0].contextual.long.training_delay)
         assert {b.contextual.long.training_delay for m in (model, same) for b in m.blocks} == {drawn[-1]}
     assert set(drawn) == {3, 4, 5, 6, 7}
-    model.draw_delay(4, 0)
-    others = [(model.draw_delay(4, step), model.blocks[0].contextual.long.training_delay)[1] for step in range(60)]
+    model.begin_step(4, 0)
+    others = [(model.begin_step(4, step), model.blocks[0].contextual.long.training_delay)[1] for step in range(60)]
     assert others != drawn
 
 
