@@ -2,7 +2,7 @@
 
 Shapes, here and in all of core:
     B batch    T tokens of this call    S stored pairs    C model width    H heads    D head width    M slots
-Source of the equations: arXiv 2405.06394 ("v1"); docs/equations.md lists them with the functions.
+Sources: arXiv 2405.06394 ("v1") and 2507.03285 ("v2"); docs/equations.md lists the equations with the functions.
 """
 
 import torch
@@ -25,6 +25,24 @@ def inverse_bandwidth(theta: Tensor) -> Tensor:
 def value_scale(theta: Tensor) -> Tensor:
     """alpha = exp(10 theta) (H,)."""
     return torch.exp(10 * theta)
+
+
+def value_scale_at_least_one(theta: Tensor) -> Tensor:
+    """alpha = exp(min(|theta|, 15)) (H,), at least 1 (v2).
+
+    At theta = 0, where it starts, |theta| counts as rising: with autograd's slope of 0 it could never leave its start.
+    """
+    return torch.exp(torch.where(theta < 0, -theta, theta).clamp(max=15))
+
+
+def bandwidth_growth(floor: Tensor, growth: Tensor, power: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """beta_0 = exp(min(floor, 10)), beta_1 = exp(min(growth, 10)) and a = min(|power|, 1) (H,) (v2)."""
+    return torch.exp(floor.clamp(max=10)), torch.exp(growth.clamp(max=10)), power.abs().clamp(max=1)
+
+
+def adaptive_bandwidth(beta_0: Tensor, beta_1: Tensor, a: Tensor, pairs: Tensor) -> Tensor:
+    """beta = beta_1 n^a + beta_0 (H, T) for memories of n >= 1 pairs (T,): sharper as they fill (v2)."""
+    return torch.addcmul(beta_0[:, None], beta_1[:, None], pairs.to(a.dtype) ** a[:, None])
 
 
 def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None, reverse: bool = False) -> Tensor:
@@ -126,27 +144,28 @@ class _LeakyKeys(torch.autograd.Function):
         return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
 
 
-def neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x_1 .. x_{T-1} and x_0 .. x_{T-2} of x (B, H, T, D), as views."""
-    return _Neighbours.apply(x) if torch.is_grad_enabled() else (x[:, :, 1:], x[:, :, :-1])
+def neighbours(x: Tensor, delay: int = 1) -> tuple[Tensor, Tensor]:
+    """x_d .. x_{T-1} and x_0 .. x_{T-1-d} of x (B, H, T, D), as views; d is the delay, less than T."""
+    return _Neighbours.apply(x, delay) if torch.is_grad_enabled() else (x[:, :, delay:], x[:, :, :-delay])
 
 
 class _Neighbours(torch.autograd.Function):
     """Two overlapping slices whose gradients are added in place: two passes over memory instead of five."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[:, :, 1:], x[:, :, :-1]
+    def forward(ctx, x: Tensor, delay: int) -> tuple[Tensor, Tensor]:
+        ctx.delay = delay
+        return x[:, :, delay:], x[:, :, :-delay]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, later: Tensor, earlier: Tensor) -> Tensor:
+    def backward(ctx, later: Tensor, earlier: Tensor) -> tuple[Tensor, None]:
         B, H, T, D = later.shape
-        gradient = later.new_empty(B, T + 1, H, D).transpose(1, 2)
-        gradient[:, :, 1:] = later
-        gradient[:, :, 0] = 0
-        gradient[:, :, :-1] += earlier
-        return gradient
+        gradient = later.new_empty(B, T + ctx.delay, H, D).transpose(1, 2)
+        gradient[:, :, ctx.delay :] = later
+        gradient[:, :, : ctx.delay] = 0
+        gradient[:, :, : -ctx.delay] += earlier
+        return gradient, None
 
 
 def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
@@ -203,17 +222,19 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     Args:
         queries: (B, H, T, D).
         keys, values: (B, H, S, D) with S >= T.
-        beta: (H,) inverse bandwidth.
+        beta: (H,) inverse bandwidth, or (H, T) where it depends on the position.
         dropout: probability of dropping a retrieval weight.
 
     Returns:
         (B, H, T, D) in the dtype of `values`.
     """
     T, S = queries.shape[2], keys.shape[2]
-    queries = (queries * beta.view(-1, 1, 1)).to(values.dtype)
+    queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
-    if T in (S, 1):
-        return _attend(queries, keys, values, dropout, is_causal=T > 1)
+    if T == 1:
+        return _attend(queries, keys, values, dropout)
+    if T == S:
+        return _attend(queries, keys, values, dropout, is_causal=True)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
     return _attend(queries, keys, values, dropout, attn_mask=visible)
 

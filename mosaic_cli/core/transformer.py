@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mosaic_cli.core.cache import AttentionCache, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
+from mosaic_cli.core.feedforward import MLP
 from mosaic_cli.errors import UsageError
 
 
@@ -52,20 +53,6 @@ class CausalAttention(nn.Module):
         return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
 
 
-class MLP(nn.Module):
-    """Two linear maps with a GELU between them."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.project = nn.Linear(config.d_model, config.hidden_dim, bias=False)
-        self.output = nn.Linear(config.hidden_dim, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        return self.dropout(self.output(F.gelu(self.project(x))))
-
-
 class TransformerBlock(nn.Module):
     """x += attention(LN x); x += MLP(LN x)."""
 
@@ -74,7 +61,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(config.d_model, bias=False)
         self.attention = CausalAttention(config)
         self.mlp_norm = nn.LayerNorm(config.d_model, bias=False)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.d_model, config.hidden_dim, config.dropout)
 
     def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
@@ -134,6 +121,9 @@ class Transformer(nn.Module):
     def make_cache(self) -> AttentionCache:
         """An empty cache. It takes batch size, dtype and device from what it first stores."""
         return AttentionCache([GrowingPairs() for _ in self.blocks])
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """A training step of a transformer draws nothing but dropout."""
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -76,6 +76,8 @@ class Trainer:
         self.tokens, self.tokenizer, self.num_val_bytes = tokens, tokenizer, num_val_bytes
         self.optimizer = make_optimizer(model, train)
         self.batches = WindowBatches(tokens["train"], model.config.context_length, train.batch_size, train.seed)
+        if train.compile:  # a long-term memory's delay changes from step to step: compiled once for all, not for each
+            torch._dynamo.config.allow_unspec_int_on_nn_module = True
         self.compute = torch.compile(model) if train.compile else model
         self.state = TrainingState()
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
@@ -140,6 +142,7 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         rate = learning_rate(self.state.step, self.train)
+        self.model.begin_step(self.train.seed, self.state.step)
         loss = backward(self.compute, next(self.batches), self.train, self.placement)
         try:
             norm = update(self.model, self.optimizer, self.train, rate, loss)

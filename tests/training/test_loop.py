@@ -1,6 +1,7 @@
 """The training loop: gradients of the whole batch, what is reported, saved and kept, and when it refuses."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -20,25 +21,27 @@ LETTERS = "abcdefg"
 QUICK = {"batch_size": 2, "warmup_steps": 0, "log_interval": 1, "max_steps": 6, "eval_interval": 2, "save_interval": 2}
 
 
-def _model(kind="mosaic"):
+SHAPE = {"num_layers": 1, "num_heads": 2, "d_model": 8, "num_slots": 4, "context_length": 6, "vocab_size": 8}
+V2 = {"preset": "v2", "short_window": 2, "long_delay": 1, "max_long_delay": 4, "dropout": 0.1}
+
+
+def _model(kind="mosaic", **keys):
     torch.manual_seed(0)
-    return build_model(
-        ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, num_slots=4, context_length=6, vocab_size=8)
-    )
+    return build_model(ModelConfig(kind=kind, **SHAPE, **keys))
 
 
 @pytest.fixture
 def trainer(tmp_path, array_tokens):
     """Makes a trainer of a tiny model on random letters; keywords are keys of the train section."""
 
-    def make(kind="mosaic", **train):
+    def make(kind="mosaic", keys=None, **train):
         run = Run(tmp_path / "runs" / "one")
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         draws = np.random.default_rng(0)
         tokens = {"train": array_tokens(draws.integers(0, 7, 200)), "val": array_tokens(draws.integers(0, 7, 40))}
         return Trainer(
             run,
-            _model(kind),
+            _model(kind, **(keys or {})),
             tokens,
             Tokenizer.of_characters(LETTERS),
             TrainSection(**(QUICK | train)),
@@ -197,3 +200,24 @@ def test_a_sample_prompt_that_cannot_be_continued_is_refused_at_once(trainer, ki
     with pytest.raises(UsageError, match=message) as caught:
         trainer(kind, sample_prompt=prompt)
     assert caught.value.where == "train.sample_prompt"
+
+
+def test_v2_is_taken_up_bitwise_with_the_delays_it_would_have_drawn(trainer):
+    def train_to(step):
+        one = trainer(keys=V2)
+        one.resume()
+        delays = {
+            r.step: one.model.blocks[0].contextual.long.training_delay
+            for r in one.steps(lambda: one.state.step == step)
+        }
+        return one, delays
+
+    whole, delays = train_to(6)
+    assert len(delays) == 6 and len(set(delays.values())) > 1
+    shutil.rmtree(whole.run.checkpoints)
+    whole.run.checkpoints.mkdir()
+    _, first = train_to(3)
+    cut, rest = train_to(6)
+    assert first | rest == delays and list(rest) == [4, 5, 6]
+    for (name, a), b in zip(whole.model.named_parameters(), cut.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
