@@ -22,15 +22,13 @@ class CausalRead(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The newest T of S positions: queries (B, H, T, D), keys and values (B, H, S, D) -> reads (B, H, T, D)."""
         T, S = queries.shape[2], keys.shape[2]
-        mask = None if T in (S, 1) else torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
-        return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=T == S and T > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        mask: dict[str, object] = {}
+        if T == S:
+            mask = {"is_causal": True}
+        elif T > 1:
+            mask = {"attn_mask": torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)}
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, **mask)
 
 
 class CausalAttention(nn.Module):
