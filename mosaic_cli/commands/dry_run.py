@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 from mosaic_cli.commands import display
 
 if TYPE_CHECKING:
-    from mosaic_cli.recipe import LoadedRecipe
+    from mosaic_cli.core.model import LanguageModel
+    from mosaic_cli.data.batches import Batch
+    from mosaic_cli.device import Placement
+    from mosaic_cli.recipe import LoadedRecipe, Recipe, TrainSection
 
 TIMED_STEPS = 3
 
@@ -31,7 +34,7 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
             ("time, validations not counted", display.format_seconds(cost["seconds"])),
             ("on", cost["placement"]),
         ],
-        caption=f"Time from {TIMED_STEPS} steps on random tokens; the vocabulary size is {cost['vocab_source']}.",
+        caption=f"Time from {TIMED_STEPS} steps of one batch; the vocabulary size is {cost['vocab_source']}.",
     )
 
 
@@ -45,15 +48,15 @@ def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     vocab_size, vocab_source = _vocab_size(recipe)
     model = new_model(recipe, vocab_size, placement)
     parameters = count_parameters(model)
-    step_tokens = recipe.train.batch_size * recipe.model.context_length
+    batch = _batch(recipe, vocab_size)
     checkpoint_bytes = 3 * 4 * parameters  # weights and AdamW's two averages in float32
     return {
         "parameters": parameters,
-        "flops_per_step": 3 * step_tokens * flops_per_token(model.config),
-        "tokens": step_tokens * recipe.train.max_steps,
+        "flops_per_step": 3 * batch.asked * flops_per_token(model.config),
+        "tokens": batch.asked * recipe.train.max_steps,
         "state_bytes": checkpoint_bytes + 4 * parameters,
         "disk_bytes": (recipe.train.keep_checkpoints + 1) * checkpoint_bytes,
-        "seconds": _step_seconds(model, recipe, vocab_size, placement) * recipe.train.max_steps,
+        "seconds": _step_seconds(model, batch, recipe.train, placement) * recipe.train.max_steps,
         "placement": placement.reason,
         "vocab_source": vocab_source,
     }
@@ -70,21 +73,32 @@ def _vocab_size(recipe) -> tuple[int, str]:
     return recipe.data.vocab_size, f"a guess: {recipe.data_dir} is not prepared yet"
 
 
-def _step_seconds(model, recipe, vocab_size: int, placement) -> float:
-    """Median wall time of a step on random tokens, optimizer and clipping included."""
+def _batch(recipe: "Recipe", vocab_size: int) -> "Batch":
+    """Random windows; where rows are prepared, which are of any length, the first batch of them."""
     import numpy as np
 
+    from mosaic_cli.data.batches import Batch
+    from mosaic_cli.data.rows import RowBatches, Rows, open_data
+
+    context_length, batch_size = recipe.model.context_length, recipe.train.batch_size
+    if recipe.data_dir.exists():
+        data = open_data(recipe.data_dir, "train", verify=False)
+        if isinstance(data, Rows):
+            return next(RowBatches(data, context_length, batch_size, recipe.train.seed))
+    return Batch.of_windows(np.random.default_rng(0).integers(0, vocab_size, (batch_size, context_length + 1)))
+
+
+def _step_seconds(model: "LanguageModel", batch: "Batch", train: "TrainSection", placement: "Placement") -> float:
+    """Median wall time of a step, optimizer and clipping included."""
     from mosaic_cli.training.loop import backward
     from mosaic_cli.training.optimizer import make_optimizer, update
 
-    optimizer = make_optimizer(model, recipe.train)
-    shape = (recipe.train.batch_size, recipe.model.context_length + 1)
-    windows = np.random.default_rng(0).integers(0, vocab_size, shape)
+    optimizer = make_optimizer(model, train)
     seconds = []
     for _ in range(TIMED_STEPS + 1):  # the first warms up
         started = time.perf_counter()
-        backward(model, windows, recipe.train, placement)
-        update(model, optimizer, recipe.train, recipe.train.min_lr)
+        backward(model, batch, train, placement)
+        update(model, optimizer, train, train.min_lr)
         seconds.append(time.perf_counter() - started)
     return sorted(seconds[1:])[TIMED_STEPS // 2]
 

@@ -31,10 +31,11 @@ def build_model(config: ModelConfig) -> Mosaic | Transformer:
 def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats per token, computed in float32; logits (B, T, V), targets (B, T).
 
-    `reduction` is `mean`, or `none` for the loss of each token (B, T).
+    A target of -100 does not count and costs 0. `reduction` is `mean` over those that count, `sum`, or `none` for the
+    loss of each token (B, T).
     """
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
-    return loss if reduction == "mean" else loss.view_as(targets)
+    return loss.view_as(targets) if reduction == "none" else loss
 
 
 def count_parameters(model: nn.Module) -> int:
