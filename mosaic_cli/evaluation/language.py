@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_cli.core.model import LanguageModel, next_token_loss
+from mosaic_cli.core.model import LanguageModel, token_losses
 from mosaic_cli.data.batches import Tokens, check_length
 from mosaic_cli.device import Placement
 from mosaic_cli.intervals import Z_95
@@ -137,5 +137,5 @@ def evaluate_language(
 def _losses(model: LanguageModel, windows: np.ndarray, placement: Placement) -> np.ndarray:
     batch: Tensor = torch.from_numpy(windows).to(placement.device)
     with placement.autocast():
-        logits = model(batch[:, :-1])
-    return next_token_loss(logits, batch[:, 1:], reduction="none").double().cpu().numpy()
+        losses = token_losses(model, batch[:, :-1], batch[:, 1:])
+    return losses.double().cpu().numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_cli.core.model import LanguageModel, next_token_loss
+from mosaic_cli.core.model import LanguageModel, training_loss
 from mosaic_cli.data.batches import Tokens, WindowBatches
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
@@ -76,7 +76,7 @@ class Trainer:
         self.tokens, self.tokenizer, self.num_val_bytes = tokens, tokenizer, num_val_bytes
         self.optimizer = make_optimizer(model, train)
         self.batches = WindowBatches(tokens["train"], model.config.context_length, train.batch_size, train.seed)
-        self.compute = torch.compile(model) if train.compile else model
+        self.loss = torch.compile(training_loss) if train.compile else training_loss
         self.state = TrainingState()
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
@@ -140,7 +140,7 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         rate = learning_rate(self.state.step, self.train)
-        loss = backward(self.compute, next(self.batches), self.train, self.placement)
+        loss = backward(self.model, next(self.batches), self.train, self.placement, self.loss)
         try:
             norm = update(self.model, self.optimizer, self.train, rate, loss)
         except NonFiniteError as error:
@@ -221,19 +221,23 @@ class Trainer:
 
 
 def backward(
-    model: Callable[[Tensor], Tensor], windows: np.ndarray, train: TrainSection, placement: Placement
+    model: LanguageModel,
+    windows: np.ndarray,
+    train: TrainSection,
+    placement: Placement,
+    loss: Callable[[LanguageModel, Tensor, Tensor], Tensor] = training_loss,
 ) -> float:
     """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token.
 
-    `windows` is (batch_size, context_length + 1): inputs and, one step on, targets.
+    `windows` is (batch_size, context_length + 1): inputs and, one step on, targets. `loss` is `training_loss` or what
+    it was compiled to.
     """
     batch = torch.from_numpy(windows).to(placement.device, non_blocking=True)
     micro_batches = batch.split(train.micro_batch_size or train.batch_size)
     total = torch.zeros((), device=placement.device)
     for micro in micro_batches:
         with placement.autocast():
-            logits = model(micro[:, :-1])
-        loss = next_token_loss(logits, micro[:, 1:]) / len(micro_batches)
-        loss.backward()
-        total += loss.detach()
+            part = loss(model, micro[:, :-1], micro[:, 1:]) / len(micro_batches)
+        part.backward()
+        total += part.detach()
     return total.item()
