@@ -28,6 +28,7 @@ train quickstart {TINY} --json
 train quickstart-transformer {TINY} --json
 train quickstart {TINY} --resume --steps 25
 train quickstart {TINY} --dry-run
+train quickstart {TINY} --profile 2
 eval --ckpt quickstart --ckpt quickstart-transformer --by-position --max loss=20
 generate --ckpt quickstart STORY --max-new-tokens 60
 generate --ckpt quickstart Once -n 2 --max-new-tokens 5 --json

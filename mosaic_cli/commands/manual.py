@@ -86,6 +86,22 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "vocab_source": "where the vocabulary size comes from",
         },
     ),
+    "train --profile": (
+        "mosaic.train-profile/1",
+        {
+            "steps": "profiled steps",
+            "on": "device and arithmetic, with the reason",
+            "step_seconds": "mean wall time of a step while it was profiled; the parts add up to it",
+            "plain_step_seconds": "median wall time of a step without the profiler",
+            "parts[].part": "modules by name, the blocks' numbers left out, such as `contextual.keys.project`; each "
+            "holds what the parts named after it do not. Around them `input`, `between the parts`, `head and loss`, "
+            "`norm and clipping of gradients`, `optimizer`, and `other`: what no part holds",
+            "parts[].forward_seconds": "time a step in the forward pass, or all of it for what has but one pass; on a "
+            "GPU time of kernels. A loss in chunks computes its gradient here",
+            "parts[].backward_seconds": "time a step in the backward pass",
+            "parts[].share": "both, of `step_seconds`",
+        },
+    ),
     "eval": (
         "mosaic.eval/1",
         {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mosaic_cli.core.model import LanguageModel, next_token_loss
+from mosaic_cli.core.model import LanguageModel, token_losses
 from mosaic_cli.data.batches import IGNORED, Batch, Tokens, check_length
 from mosaic_cli.data.rows import Rows
 from mosaic_cli.device import Placement
@@ -152,5 +152,5 @@ def _windows(tokens: Tokens, T: int, end: int, batch_tokens: int) -> Iterator[Ba
 def _losses(model: LanguageModel, batch: Batch, placement: Placement) -> np.ndarray:
     inputs, targets = (torch.from_numpy(array).to(placement.device) for array in batch)
     with placement.autocast():
-        logits = model(inputs)
-    return next_token_loss(logits, targets, "none").double().cpu().numpy()
+        losses = token_losses(model, inputs, targets)
+    return losses.double().cpu().numpy()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mosaic_cli.core.model import LanguageModel, next_token_loss
+from mosaic_cli.core.model import LanguageModel, training_loss
 from mosaic_cli.data.batches import Batch, Tokens
 from mosaic_cli.data.rows import Rows, batches_of
 from mosaic_cli.data.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ class Trainer:
         self.batches = batches_of(tokens["train"], model.config.context_length, train.batch_size, train.seed)
         if train.compile:  # a long-term memory's delay changes from step to step: compiled once for all, not for each
             torch._dynamo.config.allow_unspec_int_on_nn_module = True
-        self.compute = torch.compile(model) if train.compile else model
+        self.loss = torch.compile(training_loss) if train.compile else training_loss
         self.state = TrainingState()
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
@@ -143,8 +143,7 @@ class Trainer:
         self.model.train()
         rate = learning_rate(self.state.step, self.train)
         self.model.begin_step(self.train.seed, self.state.step)
-        batch = next(self.batches)
-        loss = backward(self.compute, batch, self.train, self.placement)
+        loss = backward(self.model, batch := next(self.batches), self.train, self.placement, self.loss)
         try:
             norm = update(self.model, self.optimizer, self.train, rate, loss)
         except NonFiniteError as error:
@@ -224,14 +223,22 @@ class Trainer:
         self.run.log(**line)
 
 
-def backward(model: Callable[[Tensor], Tensor], batch: Batch, train: TrainSection, placement: Placement) -> float:
-    """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token."""
+def backward(
+    model: LanguageModel,
+    batch: Batch,
+    train: TrainSection,
+    placement: Placement,
+    loss: Callable[[LanguageModel, Tensor, Tensor], Tensor] = training_loss,
+) -> float:
+    """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token.
+
+    `loss` is `training_loss` or what it was compiled to.
+    """
     total = torch.zeros((), device=placement.device)
     for micro in batch.parts(train.micro_batch_size or train.batch_size):
         inputs, targets = (torch.from_numpy(array).to(placement.device, non_blocking=True) for array in micro)
         with placement.autocast():
-            logits = model(inputs)
-        loss = next_token_loss(logits, targets, "sum") / batch.asked
-        loss.backward()
-        total += loss.detach()
+            part = loss(model, inputs, targets) / batch.asked
+        part.backward()
+        total += part.detach()
     return total.item()

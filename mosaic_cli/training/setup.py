@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from mosaic_cli.core.model import LanguageModel, build_model, count_parameters
-from mosaic_cli.data.rows import Rows, open_data
+from mosaic_cli.data.batches import WindowBatches
+from mosaic_cli.data.rows import RowBatches, Rows, batches_of, open_data
 from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
@@ -37,6 +38,17 @@ def new_model(recipe: Recipe, vocab_size: int, placement: Placement) -> Language
     """The recipe's model with the starting values that its seed gives, on the placement's device."""
     torch.manual_seed(recipe.train.seed)
     return build_model(recipe.model.with_vocab(vocab_size)).to(placement.device)
+
+
+def training_batches(recipe: Recipe) -> tuple[WindowBatches | RowBatches, int]:
+    """The recipe's training batches from the first on, and the size of their vocabulary. The data must be prepared.
+
+    Raises:
+        DataError: the data is damaged, or too short for one window.
+    """
+    data, train = _open_data(recipe.data_dir), recipe.train
+    batches = batches_of(data.tokens["train"], recipe.model.context_length, train.batch_size, train.seed)
+    return batches, data.tokenizer.vocab_size
 
 
 def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
