@@ -92,8 +92,8 @@ def test_imports_point_down(path):
     assert not above
 
 
-def test_the_core_needs_nothing_but_torch():
-    allowed = {"torch"} | sys.stdlib_module_names
+def test_the_core_needs_nothing_but_torch_and_numpy():
+    allowed = {"torch", "numpy"} | sys.stdlib_module_names
     for path in (PACKAGE / "core").rglob("*.py"):
         assert not _outside(path) - allowed, path
         assert {_part(name) for name in _inside(path)} <= {"core", "errors"}, path

@@ -5,6 +5,7 @@ Shapes, here and in all of core:
 Sources: arXiv 2405.06394 ("v1") and 2507.03285 ("v2"); docs/equations.md lists the equations with the functions.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -288,11 +289,11 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
     if T == 1:
-        return _attend(queries, keys, values, dropout)
+        return attend(queries, keys, values, dropout)
     if T == S:
-        return _attend(queries, keys, values, dropout, is_causal=True)
+        return attend(queries, keys, values, dropout, is_causal=True)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
-    return _attend(queries, keys, values, dropout, attn_mask=visible)
+    return attend(queries, keys, values, dropout, attn_mask=visible)
 
 
 def slot_read(
@@ -321,11 +322,41 @@ def slot_read(
     queries = queries.to(dtype)
     if B > 1:
         queries = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    reads = _attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
+    reads = attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
     if B > 1:
         reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
     return reads if scale_slots else (reads * alpha).to(dtype)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float, **mask: object) -> Tensor:
-    return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=1.0, **mask)
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    dropout: float,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
+
+    On a CPU no fused kernel drops weights, and torch's own way spends most of the time on random numbers. There the
+    weights are made here, and the numbers, four to a draw, by a faster generator that torch's own seeds.
+    """
+    if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
+    scores = (queries * scale) @ keys.mT  # (B, H, T, S)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    weights = scores.softmax(-1).to(values.dtype)
+    kept, share = _keep(weights.shape, dropout)
+    return torch.where(kept, weights, 0) @ values / share
+
+
+def _keep(shape: torch.Size, dropout: float) -> tuple[Tensor, float]:
+    """Booleans that are false with probability `dropout`, to the next 1/65536, and the share that is to be true."""
+    bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-shape.numel() // 4))
+    numbers = torch.from_numpy(bits.view(np.int16)[: shape.numel()]).view(shape)  # uniform from -32768 to 32767
+    dropped = round(dropout * 65536)
+    return numbers >= dropped - 32768, 1 - dropped / 65536

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mosaic_cli.core.cache import AttentionCache, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.feedforward import MLP
+from mosaic_cli.core.ops import attend
 from mosaic_cli.errors import UsageError
 
 
@@ -28,7 +29,7 @@ class CausalRead(nn.Module):
         elif T > 1:
             mask = {"attn_mask": torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)}
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, **mask)
+        return attend(queries, keys, values, dropout, scale=queries.shape[-1] ** -0.5, **mask)
 
 
 class CausalAttention(nn.Module):
