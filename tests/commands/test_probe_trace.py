@@ -141,6 +141,20 @@ def test_the_page_has_the_numbers_of_the_object(world, mosaic):
     assert data["tokens"] == trace["tokens"] and item["target"] == trace["target"]
     assert item["logit"] == pytest.approx(trace["logit"], rel=1e-5)
     assert [row["id"] for row in item["rows"]] == [row["id"] for row in trace["contributions"][:8]]
+    assert [row["id"] for row in item["costliest"]] == [row["id"] for row in trace["costliest"]]
+    assert [path[0] for path in item["paths"]] == [path["id"] for path in trace["paths"]]
+    assert [bool(item["costliest"]) for item in data["items"][1:]] == [False] * 13 + [True]
+
+
+def test_unread_is_shown_of_as_many_tokens_as_asked(world, mosaic):
+    assert mosaic(*TINY, TEXT, "--position", 6, "--html", "a.html", "--unread", 3).code == 0
+    page = (world / "a.html").read_text(encoding="utf-8")
+    items = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["items"][1:]
+    assert [position for position, item in enumerate(items) if item["costliest"]] == [4, 5, 6]
+    earlier = mosaic(*TINY, TEXT[:5], "--target", TEXT[5], "--json").json  # what the model read up to token 4
+    assert [row["id"] for row in items[4]["costliest"]] == [row["id"] for row in earlier["costliest"]]
+    unread = [row["unread"] for row in earlier["costliest"]]
+    assert [row["unread"] for row in items[4]["costliest"]] == pytest.approx(unread, rel=1e-5)
 
 
 def test_a_page_that_cannot_be_written_is_named(world, refused):

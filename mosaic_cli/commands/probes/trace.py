@@ -52,6 +52,12 @@ def trace(
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page on every token of the text to this file.")
     ] = None,
+    unread: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --html: tokens, back from the traced one, that get unread too; each is read per pair."
+        ),
+    ] = 1,
     out: Out = None,
     device: Device = "auto",
     json: Json = False,
@@ -79,16 +85,20 @@ def trace(
     found = _trace(reading, trained, target, vs, position)
     wording = Wording(reading, trained.tokenizer)
     newest = reading if found.position == len(tokens) - 1 else read_text(trained.model, tokens[: found.position + 1])
+    effects = unread_effects(trained.model, newest, found.target)
     values = {
         "ckpt": ckpt,
         "checkpoint": str(trained.checkpoint),
         "kind": trained.model.config.kind,
         "plain_logit_error": plain_logit_error(trained.model, reading),
-        **report(reading, found, wording, share, top, unread_effects(trained.model, newest, found.target)),
+        **report(reading, found, wording, share, top, effects),
     }
     save(results_folder(out, trained.run, "trace"), "trace", SCHEMA, values)
     if html is not None:
-        _write(html, _page(reading, wording, found, f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"))
+        page = _page(
+            trained, reading, wording, found, share, effects, range(found.position - unread + 1, found.position)
+        )
+        _write(html, page)
     if json:
         display.print_json(SCHEMA, values)
     else:
@@ -129,14 +139,34 @@ def _note_likelier(option: str, text: str, token: int, tokenizer: "Tokenizer", l
         )
 
 
-def _page(reading: "Reading", wording: "Wording", found: "Trace", name: str) -> str:
+def _page(
+    trained: "TrainedModel",
+    reading: "Reading",
+    wording: "Wording",
+    found: "Trace",
+    share: float,
+    effects: "Tensor",
+    earlier: range,
+) -> str:
+    """The page; `effects` is what `unread_effects` gives for `found`, and is made for the `earlier` positions too."""
+    from mosaic_cli.probes.deletions import unread_effects
     from mosaic_cli.probes.page import page_data, page_items, render_page
+    from mosaic_cli.probes.reading import read_text
+
+    def unread_of(one: "Trace") -> "Tensor | None":
+        if one is found:
+            return effects
+        if one.position not in earlier:
+            return None
+        before = read_text(trained.model, reading.tokens[: one.position + 1])
+        return unread_effects(trained.model, before, one.target)
 
     items = []
     with display.Bar() as bar:
-        for item in page_items(reading, wording, found):
+        for item in page_items(reading, wording, found, share, unread_of):
             items.append(item)
             bar.update("tracing every token", len(items), len(reading.tokens))
+    name = f"{trained.spec} ({trained.model.config.kind}, {trained.checkpoint.name})"
     return render_page(page_data(reading, wording, found, items, name))
 
 
