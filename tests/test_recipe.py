@@ -1,7 +1,9 @@
 """Recipes: types, origins, merging, and errors that name the key."""
 
 import pytest
+import torch
 
+from mosaic_cli.core.model import build_model, count_parameters
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import BUILTIN_RECIPES, documented_keys, load_data_section, load_recipe, parse_yaml, validate
 
@@ -147,3 +149,25 @@ def test_twins_differ_in_nothing_but_the_kind():
         own = load_recipe(path.with_name(path.name.replace("-transformer", ""))).recipe.model_dump()
         twin["model"]["kind"], twin["name"] = own["model"]["kind"], own["name"]
         assert twin == own
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "parameters", "with_a_head"),
+    [("v2-large", 128256, 9.40e9, 9.9e9), ("v2-small", 128256, 1.93e9, 2.19e9)],
+)
+def test_the_models_of_v2_have_their_size(name, vocab_size, parameters, with_a_head):
+    """9.9 B is the paper's word for large; it has a head beside the embedding, which is tied here."""
+    config = load_recipe(name).recipe.model.with_vocab(vocab_size)
+    with torch.device("meta"):
+        model = build_model(config)
+    count = count_parameters(model)
+    assert count == pytest.approx(parameters, rel=2e-3)
+    assert count + vocab_size * config.d_model == pytest.approx(with_a_head, rel=5e-3)
+
+
+def test_v1_and_v2_are_compared_at_equal_size():
+    sizes = []
+    for name in ("stories-recall", "stories-v2"):
+        recipe = load_recipe(name).recipe
+        sizes.append(count_parameters(build_model(recipe.model.with_vocab(recipe.data.vocab_size))))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.005)

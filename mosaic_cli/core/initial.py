@@ -14,6 +14,8 @@ MATRICES = ("project", "output", "gate", "decay", "gated")
 def draw_starting_values(embedding: Tensor, blocks: nn.ModuleList, config: ModelConfig) -> None:
     """Draw from torch's generator: as the authors' main code starts (`paper`), their nanoGPT derivative (`gpt2`), or
     the authors' second paper (`truncated`)."""
+    if embedding.is_meta:  # a model that is only counted has no values
+        return
     _draw(embedding, 0.02 if config.init == "gpt2" else 1 / math.sqrt(config.d_model), config)
     for name, tensor in (*blocks.named_parameters(), *blocks.named_buffers()):
         kind = name.rsplit(".", 1)[-1] if not name.endswith(".weight") else name.split(".")[-2]
