@@ -21,7 +21,7 @@ from mosaic_cli.data.sample import Sample
 from mosaic_cli.data.shards import SPLITS, Manifest, RowRule, ShardWriter, SourceInfo, SplitInfo, TokenizerInfo
 from mosaic_cli.data.sources import open_source
 from mosaic_cli.data.splits import parts
-from mosaic_cli.data.tasks.registry import TASKS
+from mosaic_cli.data.tasks.registry import TASKS, task_tokenizer
 from mosaic_cli.data.tasks.task import Task
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
@@ -89,7 +89,7 @@ def prepare(
 def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress, None, PrepareProgress]:
     yield PrepareProgress("open")
     task = TASKS.get(data.builtin) if data.source == "builtin" else None
-    tokenizer = _tokenizer_beforehand(data, task)
+    tokenizer = task_tokenizer(data.builtin) if task else _tokenizer_beforehand(data)
     spool = folder / "spool"
     spool.mkdir()
     source = open_source(data, spool)
@@ -108,10 +108,8 @@ def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress,
     )
 
 
-def _tokenizer_beforehand(data: DataSection, task: Task | None) -> Tokenizer | None:
+def _tokenizer_beforehand(data: DataSection) -> Tokenizer | None:
     """The tokenizer, unless it depends on the text."""
-    if task is not None:
-        return Tokenizer.of_characters(task.alphabet)
     return None if data.tokenizer in ("bpe", "char") else make_tokenizer(data.tokenizer)
 
 
