@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
 BOUNDS = ("loss", "perplexity", "bits_per_byte", "tokens")  # figures that --min and --max may name
 BOUNDS_OF_RECALL = ("accuracy", "recalls")
+BATCH_TOKENS = 8192
 
 
 def evaluate(
@@ -46,7 +47,9 @@ def evaluate(
         list[str] | None, typer.Option("--max", metavar="NAME=V", help="Exit 3 when a figure is above V.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of a record that holds the text, with --on FILE.")] = "text",
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once; does not change the result.")] = 8192,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens read at once; does not change the result.")
+    ] = BATCH_TOKENS,
     figure: Annotated[
         Path | None, typer.Option(help="With --by-position: draw the curves into this .png or .svg.")
     ] = None,
@@ -92,6 +95,14 @@ def evaluate(
         display.print_json("mosaic.eval/1", {"results": rows})
     if failed:
         raise CheckFailed("; ".join(failed), where="--min/--max")
+
+
+def evaluate_one(one: "TrainedModel", on: str, placement: "Placement") -> dict[str, object]:
+    """One model's object as `--json` prints it, with every option at its default but `--on`."""
+    if on == "recall":
+        return recall_row(one, placement)
+    (row,) = _language_rows([one], placement, on, "text", [], BATCH_TOKENS, False)
+    return row
 
 
 def _language_rows(

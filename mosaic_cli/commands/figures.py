@@ -22,7 +22,7 @@ def check_figure(path: Path, by_position: bool) -> None:
 
 def draw_loss_by_position(rows: list[dict], path: Path) -> None:
     """Loss against position in the window, one line a model, from the rows of `eval --by-position`."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for row, style in zip(rows, LINE_STYLES * len(rows), strict=False):
         axes.plot(
@@ -47,7 +47,7 @@ def draw_loss_by_position(rows: list[dict], path: Path) -> None:
 
 def draw_patterns(values: dict, path: Path) -> None:
     """Mean retrieval weight against distance from the object of `probe patterns`: a column a model, a row a layer."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = values["results"]
     panels = _panels(plt, max(row["heads"][-1]["layer"] for row in rows) + 1, len(rows))
     num_heads = max(row["heads"][-1]["head"] for row in rows) + 1
@@ -68,7 +68,7 @@ def _draw_pattern(column, row: dict, num_heads: int) -> None:
     for layer in range(deepest + 1):
         column[layer].plot(shown, row["even"][:drawn], **EVEN_STYLE)
         column[layer].set_ylabel(f"layer {layer}: mean weight")
-    column[0].set_title(_plain(f"{row['ckpt']} ({row['kind']})"))
+    column[0].set_title(plain(f"{row['ckpt']} ({row['kind']})"))
     column[deepest].tick_params(labelbottom=True)  # the neighbour may be deeper
     past = "distance (tokens; 1 is the pair stored just before)"
     column[deepest].set_xlabel(past if nearest else "distance + 1 (tokens; 1 is the token itself)")
@@ -76,7 +76,7 @@ def _draw_pattern(column, row: dict, num_heads: int) -> None:
 
 def draw_slot_shares(values: dict, path: Path) -> None:
     """Share of a head's weight by rank of the slot, from the object of `probe memories`: a panel a layer."""
-    plt = _pyplot()
+    plt = pyplot()
     layers = list(dict.fromkeys(head["layer"] for head in values["heads"]))
     panels = _panels(plt, len(layers), 1)
     for axes, layer in zip(panels[:, 0], layers, strict=True):
@@ -87,12 +87,13 @@ def draw_slot_shares(values: dict, path: Path) -> None:
         axes.axhline(1 / len(shares), **EVEN_STYLE)
         axes.set_ylabel(f"layer {layer}: share of weight")
         axes.set_ylim(bottom=FLOOR / len(shares))
-    panels[0, 0].set_title(_plain(f"Slots of {values['ckpt']} on {values['on']}, {values['positions']:,} positions"))
+    panels[0, 0].set_title(plain(f"Slots of {values['ckpt']} on {values['on']}, {values['positions']:,} positions"))
     panels[-1, 0].set_xlabel("rank of the slot in its head")
     _finish(plt, panels, path)
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib's pyplot, drawing into files only."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -126,9 +127,19 @@ def _head_style(head: int, num_heads: int) -> dict:
     }
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of the user's as matplotlib shows it unchanged: a dollar would begin mathematics."""
     return text.replace("$", r"\$")
+
+
+def save(plt, figure, path: Path, close: bool = True) -> Path:
+    """Write a figure, the same bytes for the same figure; a .png has 150 dpi."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    if close:
+        plt.close(figure)
+    return path
 
 
 def _finish(plt, panels, path: Path) -> None:
