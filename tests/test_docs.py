@@ -56,7 +56,7 @@ def test_every_schema_is_documented_with_keys_that_are_written():
     known = words | _strings(ROOT / "mosaic_cli" / "probes")
     known |= {field.name for one in (Sample, CellCost) for field in dataclasses.fields(one)}
     known |= _strings(ROOT / "mosaic_cli" / "studies")
-    keys = {part for _, keys in JSON_OBJECTS.values() for key in keys for part in key.split("[].")}
+    keys = {part for _, keys in JSON_OBJECTS.values() for key in keys for part in re.split(r"\[\]\.|\.", key)}
     assert {key.removesuffix("_interval") for key in keys} <= known
 
 

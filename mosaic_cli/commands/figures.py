@@ -9,27 +9,33 @@ EVEN_STYLE = {"color": "0.6", "linewidth": 3, "alpha": 0.6, "zorder": 0, "label"
 LINE_STYLES = ("-", "--", ":", "-.")  # told apart in grey too
 DRAWN = 7 / 8  # share of the distances that is drawn: the farthest have so few positions that they show noise
 FLOOR = 1e-3  # of an even weight: below this a weight is as good as none, and would only flatten the rest
-SMOOTHING = 8  # positions averaged on each side beyond the first ones, where a single position is noisy
 
 
 def check_figure(path: Path, by_position: bool) -> None:
     """Raises UsageError when the figure cannot be drawn: no losses by position, or neither .png nor .svg."""
-    if path.suffix not in (".png", ".svg"):
+    if path.suffix not in ("", ".png", ".svg"):
         raise UsageError(f"{path} is neither .png nor .svg", where="--figure")
     if not by_position:
         raise UsageError("a figure needs the losses by position", where="--figure", hint="Add --by-position.")
 
 
-def draw_loss_by_position(rows: list[dict], path: Path) -> None:
-    """Loss against position in the window, one line a model, from the rows of `eval --by-position`."""
+def draw_loss_by_position(rows: list[dict], path: Path, crossing: dict | None = None) -> list[Path]:
+    """Loss against position in the window, one line a model, from the rows of `eval --by-position`, and the crossing.
+
+    Returns the files: `path`, or without a suffix a .png and an .svg of that name.
+    """
+    import numpy as np
+
+    from mosaic_cli.evaluation.crossing import smooth
+
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for row, style in zip(rows, LINE_STYLES * len(rows), strict=False):
         axes.plot(
             [p + 1 for p in row["positions"]],
-            _smooth(row["loss_by_position"]),
+            smooth(np.array(row["loss_by_position"])),
             style,
-            label=f"{row['ckpt']} ({row['kind']}, {row['parameters'] / 1e6:.2f} M)",
+            label=plain(f"{row['ckpt']} ({row['kind']}, {row['parameters'] / 1e6:.2f} M)"),
         )
     axes.set(
         xscale="log",
@@ -39,10 +45,19 @@ def draw_loss_by_position(rows: list[dict], path: Path) -> None:
     )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
+    if crossing is not None and crossing["position"] is not None:
+        _draw_crossing(axes, crossing, len(rows[0]["positions"]))
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    paths = [path] if path.suffix else [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    return [save(plt, figure, one, close=one == paths[-1]) for one in paths]
+
+
+def _draw_crossing(axes, crossing: dict, length: int) -> None:
+    """A line at the crossing in a band from one end of its interval to the other."""
+    low, high = crossing["interval"]
+    axes.axvspan(low + 1, (length - 1 if high is None else high) + 1, color="0.85", zorder=0, label="95 % interval")
+    words = f"from position {crossing['position']} on {crossing['of']} is below"
+    axes.axvline(crossing["position"] + 1, color="0.3", linewidth=1, label=plain(words))
 
 
 def draw_patterns(values: dict, path: Path) -> None:
@@ -154,9 +169,3 @@ def _finish(plt, panels, path: Path) -> None:
     figure.legend(legend.values(), legend, loc="outside lower center", ncols=min(len(legend), 7), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _smooth(losses: list[float]) -> list[float]:
-    """A running mean whose width grows with the position, so that the steep beginning stays as it is."""
-    spans = [losses[i - min(SMOOTHING, i // 4) : i + min(SMOOTHING, i // 4) + 1] for i in range(len(losses))]
-    return [sum(span) / len(span) for span in spans]

@@ -114,6 +114,14 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "results[].interval": "95 % confidence interval of the loss, [low, high]; null with a single window",
             "results[].positions": "positions in the window, from 0; only with `--by-position`",
             "results[].loss_by_position": "mean loss at each of them; only with `--by-position`",
+            "crossing.of": "the second model, as given after `--ckpt`; this and what follows: only with `--crossing`",
+            "crossing.over": "the first model",
+            "crossing.position": "from 0, the first position from which on, to the end of the window, the second's "
+            "smoothed loss is below the first's; 0 where it is everywhere, null where it is not at the end",
+            "crossing.interval": "its 95 % confidence interval, [low, high], by a bootstrap over windows; high is null "
+            "where more than 2.5 % of the resamples have no crossing, both where `position` is null",
+            "crossing.share": "share of the resamples that have a crossing",
+            "crossing.windows": "whole windows, which were drawn from",
         },
     ),
     "compare": (

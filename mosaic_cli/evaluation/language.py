@@ -28,6 +28,7 @@ class LanguageResult:
     window_sizes: list[int] = field(default_factory=list)  # its predicted tokens
     position_sums: np.ndarray = None
     position_counts: np.ndarray = None
+    windows: list[np.ndarray] | None = None  # losses of whole windows, where they were asked for
 
     def __post_init__(self):
         self.position_sums = np.zeros(self.context_length)
@@ -39,6 +40,12 @@ class LanguageResult:
         self.window_sizes.extend([losses.shape[1]] * len(losses))
         self.position_sums[: losses.shape[1]] += losses.sum(axis=0)
         self.position_counts[: losses.shape[1]] += len(losses)
+        if self.windows is not None and losses.shape[1] == self.context_length:
+            self.windows.append(losses.astype(np.float32))
+
+    def losses_of_windows(self) -> np.ndarray:
+        """Losses (windows, positions) of the whole windows; they must have been kept."""
+        return np.concatenate([np.empty((0, self.context_length), np.float32), *self.windows])
 
     @property
     def tokens(self) -> int:
@@ -96,6 +103,7 @@ def evaluate_language(
     max_tokens: int | None = None,
     num_bytes: float | None = None,
     batch_tokens: int = 8192,
+    keep_windows: bool = False,
 ) -> Iterator[LanguageResult]:
     """Score a text, yielding the growing result after each batch; the last one is the answer.
 
@@ -109,6 +117,7 @@ def evaluate_language(
         max_tokens: read no more than this many tokens from the start, in whole windows, but at least one.
         num_bytes: bytes of the whole text, for bits per byte.
         batch_tokens: tokens read at once.
+        keep_windows: keep the losses of every whole window, four bytes a token.
 
     Raises:
         DataError: fewer tokens than one window needs.
@@ -116,7 +125,7 @@ def evaluate_language(
     T = context_length or model.config.context_length
     check_length(tokens, 1, "val")
     end = min(len(tokens) - 1, max(T, max_tokens // T * T) if max_tokens else len(tokens))
-    result = LanguageResult(T, end, num_bytes if end == len(tokens) - 1 else None)
+    result = LanguageResult(T, end, num_bytes if end == len(tokens) - 1 else None, windows=[] if keep_windows else None)
     rows = max(1, batch_tokens // T)
     was_training = model.training
     model.eval()
