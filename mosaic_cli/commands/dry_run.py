@@ -1,21 +1,17 @@
 """`mosaic train --dry-run`: what a run would be and cost."""
 
-import time
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
 
 if TYPE_CHECKING:
-    from mosaic_cli.core.model import LanguageModel
-    from mosaic_cli.data.batches import Batch
-    from mosaic_cli.device import Placement
-    from mosaic_cli.recipe import LoadedRecipe, Recipe, TrainSection
-
-TIMED_STEPS = 3
+    from mosaic_cli.recipe import LoadedRecipe
 
 
 def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
     """Print the resolved recipe with each value's origin, and the run's size and expected time."""
+    from mosaic_cli.training.cost import TIMED_STEPS
+
     cost = _cost(loaded)
     rows = [(key, value, loaded.origin(key)) for key, value in _flat(loaded)]
     if json:
@@ -41,14 +37,15 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
 def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     from mosaic_cli.core.model import count_parameters, flops_per_token
     from mosaic_cli.device import choose_placement
+    from mosaic_cli.training.cost import expected_vocab, sample_batch, step_seconds
     from mosaic_cli.training.setup import new_model
 
     recipe = loaded.recipe
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    vocab_size, vocab_source = _vocab_size(recipe)
+    vocab_size, vocab_source = expected_vocab(recipe)
     model = new_model(recipe, vocab_size, placement)
     parameters = count_parameters(model)
-    batch = _batch(recipe, vocab_size)
+    batch = sample_batch(recipe, vocab_size)
     checkpoint_bytes = 3 * 4 * parameters  # weights and AdamW's two averages in float32
     return {
         "parameters": parameters,
@@ -56,51 +53,10 @@ def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
         "tokens": batch.asked * recipe.train.max_steps,
         "state_bytes": checkpoint_bytes + 4 * parameters,
         "disk_bytes": (recipe.train.keep_checkpoints + 1) * checkpoint_bytes,
-        "seconds": _step_seconds(model, batch, recipe.train, placement) * recipe.train.max_steps,
+        "seconds": step_seconds(model, batch, recipe.train, placement) * recipe.train.max_steps,
         "placement": placement.reason,
         "vocab_source": vocab_source,
     }
-
-
-def _vocab_size(recipe) -> tuple[int, str]:
-    from mosaic_cli.data.shards import Manifest
-
-    if recipe.data_dir.exists():
-        return Manifest.load(recipe.data_dir).vocab_size, "the prepared data's"
-    known = {"byte": 257, "gpt2": 50257, "bpe": recipe.data.vocab_size}
-    if recipe.data.tokenizer in known:
-        return known[recipe.data.tokenizer], "the recipe's"
-    return recipe.data.vocab_size, f"a guess: {recipe.data_dir} is not prepared yet"
-
-
-def _batch(recipe: "Recipe", vocab_size: int) -> "Batch":
-    """Random windows; where rows are prepared, which are of any length, the first batch of them."""
-    import numpy as np
-
-    from mosaic_cli.data.batches import Batch
-    from mosaic_cli.data.rows import RowBatches, Rows, open_data
-
-    context_length, batch_size = recipe.model.context_length, recipe.train.batch_size
-    if recipe.data_dir.exists():
-        data = open_data(recipe.data_dir, "train", verify=False)
-        if isinstance(data, Rows):
-            return next(RowBatches(data, context_length, batch_size, recipe.train.seed))
-    return Batch.of_windows(np.random.default_rng(0).integers(0, vocab_size, (batch_size, context_length + 1)))
-
-
-def _step_seconds(model: "LanguageModel", batch: "Batch", train: "TrainSection", placement: "Placement") -> float:
-    """Median wall time of a step, optimizer and clipping included."""
-    from mosaic_cli.training.loop import backward
-    from mosaic_cli.training.optimizer import make_optimizer, update
-
-    optimizer = make_optimizer(model, train)
-    seconds = []
-    for _ in range(TIMED_STEPS + 1):  # the first warms up
-        started = time.perf_counter()
-        backward(model, batch, train, placement)
-        update(model, optimizer, train, train.min_lr)
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds[1:])[TIMED_STEPS // 2]
 
 
 def _flat(loaded: "LoadedRecipe") -> list[tuple[str, object]]:

@@ -11,13 +11,13 @@ import typer
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Debug, Json, Seed, Set
 from mosaic_cli.commands.prepare import prepare_with_progress
-from mosaic_cli.errors import CheckpointError, Interrupted, UsageError
+from mosaic_cli.errors import CheckpointError, Interrupted, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
     from mosaic_cli.device import Placement
     from mosaic_cli.recipe import LoadedRecipe, Recipe
     from mosaic_cli.runs.directory import Run
-    from mosaic_cli.training.loop import Trainer
+    from mosaic_cli.training.loop import StepReport, Trainer
 
 EPILOG = "Example: mosaic train quickstart --run first --set train.max_steps=200"
 
@@ -75,10 +75,32 @@ def train(
         _check_begun(begun)
     else:
         refuse_existing(begun)
-    with begun.locked():
-        trainer = _make_trainer(loaded, begun, resume)
-        _train(trainer, limit, write_event(begun.path))
-        _report(trainer, json)
+    trainer, _ = train_run(loaded, begun, resume, limit, write_event(begun.path))
+    _report(trainer, json)
+
+
+def train_run(
+    loaded: "LoadedRecipe",
+    run: "Run",
+    resume: bool,
+    limit: float | None = None,
+    write_event: "Callable[[StepReport], None]" = lambda _: None,
+) -> "tuple[Trainer, int | None]":
+    """Train a run to its end, drawing how far it is; prepares its data if that is not there.
+
+    Args:
+        limit: seconds after which it is stopped and saved.
+        write_event: called with each step's report.
+
+    Returns:
+        The trainer, and the signal that came during the last step, if one did.
+
+    Raises:
+        Interrupted: stopped by a signal, saved.
+    """
+    with run.locked():
+        trainer = _make_trainer(loaded, run, resume)
+        return trainer, _train(trainer, limit, write_event)
 
 
 def _check_begun(run: "Run") -> None:
@@ -124,7 +146,7 @@ def _prepared_placement(recipe: "Recipe") -> "Placement":
     return placement
 
 
-def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> None:
+def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> int | None:
     """Run the loop under a display and a signal handler, and keep run.json's status true."""
     run, start = trainer.run, time.monotonic()
     before = run.info()["seconds"]
@@ -165,13 +187,15 @@ def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> No
             "left at once; the last checkpoint is intact", caught[-1], where=run.path, hint=go_on
         ) from left
     except BaseException as error:
-        record_failure("failed", error=getattr(error, "message", repr(error)))
+        diverged = isinstance(error, NonFiniteError)
+        record_failure("failed", error=getattr(error, "message", repr(error)), diverged=diverged)
         raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if caught and not finished:
         raise Interrupted(f"stopped at step {trainer.state.step}, saved", caught[0], where=run.path, hint=go_on)
+    return caught[0] if caught else None
 
 
 def _report(trainer: "Trainer", json: bool) -> None:

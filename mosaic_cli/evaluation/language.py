@@ -31,6 +31,7 @@ class LanguageResult:
     window_sizes: list[int] = field(default_factory=list)  # its predicted tokens
     position_sums: np.ndarray = None
     position_counts: np.ndarray = None
+    windows: list[np.ndarray] | None = None  # losses of whole windows, where they were asked for
 
     def __post_init__(self):
         self.position_sums = np.zeros(self.context_length)
@@ -43,6 +44,12 @@ class LanguageResult:
         self.window_sizes.extend(asked.sum(axis=1).tolist())
         self.position_sums[:T] += losses.sum(axis=0)
         self.position_counts[:T] += asked.sum(axis=0)
+        if self.windows is not None and self.context_length == T:
+            self.windows.append(losses.astype(np.float32))
+
+    def losses_of_windows(self) -> np.ndarray:
+        """Losses (windows, positions) of the whole windows; they must have been kept."""
+        return np.concatenate([np.empty((0, self.context_length), np.float32), *self.windows])
 
     @property
     def tokens(self) -> int:
@@ -100,6 +107,7 @@ def evaluate_language(
     max_tokens: int | None = None,
     num_bytes: float | None = None,
     batch_tokens: int = 8192,
+    keep_windows: bool = False,
 ) -> Iterator[LanguageResult]:
     """Score a text, yielding the growing result after each batch; the last one is the answer.
 
@@ -113,12 +121,14 @@ def evaluate_language(
         max_tokens: predict no more than this many tokens from the start, in whole windows, but at least one.
         num_bytes: bytes of the whole text, for bits per byte.
         batch_tokens: tokens read at once.
+        keep_windows: keep the losses of every whole window, four bytes a token.
 
     Raises:
         DataError: fewer tokens than one window needs.
     """
+    windows: list[np.ndarray] | None = [] if keep_windows else None
     if isinstance(tokens, Rows):
-        result = LanguageResult(tokens.rule.longest - 1, tokens.asked_within(max_tokens))
+        result = LanguageResult(tokens.rule.longest - 1, tokens.asked_within(max_tokens), windows=windows)
         batches = tokens.in_order(max_tokens, batch_tokens)
     else:
         T = context_length or model.config.context_length
@@ -126,7 +136,7 @@ def evaluate_language(
         whole = len(tokens) - 1
         end = whole if max_tokens is None or max_tokens >= whole else max(T, max_tokens // T * T)
         end = min(end, whole)
-        result = LanguageResult(T, end, num_bytes if end == whole else None)
+        result = LanguageResult(T, end, num_bytes if end == whole else None, windows=windows)
         batches = _windows(tokens, T, end, batch_tokens)
     was_training = model.training
     model.eval()

@@ -11,7 +11,7 @@ from mosaic_cli.data.batches import WindowBatches
 from mosaic_cli.data.rows import RowBatches, Rows, batches_of, open_data
 from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.device import Placement
+from mosaic_cli.device import Placement, machine_words
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.runs.directory import Run, create_run, locate_run, refuse_existing
@@ -32,6 +32,8 @@ MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
     "data.files",
     "data.if_unreachable",
 }
+LEAVES_RESULTS = MAY_CHANGE_ON_RESUME - {"train.max_steps", "train.eval_interval", "train.eval_tokens"}
+"""Keys that do not change what a finished run is worth: neither its weights nor which checkpoint is its best."""
 
 
 def new_model(recipe: Recipe, vocab_size: int, placement: Placement) -> LanguageModel:
@@ -71,6 +73,7 @@ def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
         device=str(placement.device),
         dtype=str(placement.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        machine=machine_words(placement.device),
         kind=recipe.model.kind,
         parameters=count_parameters(trainer.model),
         data_dir=str(recipe.data_dir),
@@ -113,7 +116,11 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
     if recipe != begun_with:
         run.write("recipe.yaml", recipe.to_yaml())
     run.update_info(
-        status="running", error=None, data_dir=str(recipe.data_dir), resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        status="running",
+        error=None,
+        diverged=False,
+        data_dir=str(recipe.data_dir),
+        resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     return trainer
 
@@ -148,7 +155,7 @@ def _trainer(run: Run, recipe: Recipe, data: _Data, placement: Placement) -> Tra
 
 def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:
     """The run's recipe with the permitted changes of `asked` taken over."""
-    before, after = _flat(own), _flat(asked.recipe)
+    before, after = flat(own), flat(asked.recipe)
     for key, value in after.items():
         if before[key] != value and key != "name" and key not in MAY_CHANGE_ON_RESUME:
             raise UsageError(
@@ -159,7 +166,8 @@ def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:
     return asked.recipe.model_copy(update={"name": own.name})
 
 
-def _flat(recipe: Recipe) -> dict[str, object]:
+def flat(recipe: Recipe) -> dict[str, object]:
+    """A recipe as dotted key -> value."""
     values = recipe.model_dump(mode="json")
     flat = {"name": values.pop("name")}
     return flat | {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
