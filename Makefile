@@ -25,8 +25,9 @@ lint: $(VENV)/ready  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/ready  ## Measure speed: mosaic beside transformer, interleaved; writes benchmarks/results.json
-	$(BIN)/python -m benchmarks.run
+bench: $(VENV)/ready  ## Measure speed and memory beside the usual transformers; writes docs/performance.md's table (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run --page
 
 docs: $(VENV)/ready  ## Write the generated pages and tables (docs/cli, recipes, studies, results)
 	$(BIN)/python -m mosaic_cli.commands.manual
