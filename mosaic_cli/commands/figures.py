@@ -65,20 +65,27 @@ def draw_patterns(values: dict, path: Path) -> None:
     plt = pyplot()
     rows = values["results"]
     panels = _panels(plt, max(row["heads"][-1]["layer"] for row in rows) + 1, len(rows))
-    num_heads = max(row["heads"][-1]["head"] for row in rows) + 1
+    num_lines = max(_lines(row) for row in rows)
     for column, row in zip(panels.T, rows, strict=True):
-        _draw_pattern(column, row, num_heads)
+        _draw_pattern(column, row, num_lines)
     lowest = min(x for axes in panels.flat for line in axes.lines for x in line.get_ydata() if x > 0)
     panels[0, 0].set_ylim(bottom=max(lowest / 2, FLOOR * min(min(row["even"]) for row in rows)))
     _finish(plt, panels, path)
 
 
-def _draw_pattern(column, row: dict, num_heads: int) -> None:
+def _lines(row: dict) -> int:
+    """Heads of a layer, those of all its contextual memories."""
+    return sum(head["layer"] == 0 for head in row["heads"])
+
+
+def _draw_pattern(column, row: dict, num_lines: int) -> None:
     """One model into a column of panels, a layer each."""
     nearest, drawn = row["distances"][0], math.ceil(DRAWN * len(row["distances"]))
     shown = [d + 1 - nearest for d in row["distances"][:drawn]]  # attention's distance 0 has no place on a log axis
-    for head in row["heads"]:
-        column[head["layer"]].plot(shown, head["mean_weight"][:drawn], **_head_style(head["head"], num_heads))
+    for number, head in enumerate(row["heads"]):
+        style = _head_style(number % _lines(row), num_lines)
+        style["label"] = f"head {head['head']}" + ("" if head["memory"] == "ctx" else f", {head['memory']}")
+        column[head["layer"]].plot(shown, head["mean_weight"][:drawn], **style)
     deepest = row["heads"][-1]["layer"]
     for layer in range(deepest + 1):
         column[layer].plot(shown, row["even"][:drawn], **EVEN_STYLE)

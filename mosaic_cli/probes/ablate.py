@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel, next_token_loss
-from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.batches import Tokens, check_length
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import NonFiniteError, UsageError
 from mosaic_cli.intervals import estimate_mean
 from mosaic_cli.probes.edits import Change, Changes, Memories, edited, stored_pairs
+from mosaic_cli.probes.reading import has_slots, pair_kinds
 
 METHODS = ("drop", "zero", "mean")
 BATCH_TOKENS = 4096  # tokens read at once: a dense retrieval holds tokens x pairs weights per head
@@ -39,9 +39,12 @@ class Ablation:
         return self.loss - self.baseline
 
 
-def every_memory(model: LanguageModel, kinds: tuple[str, ...] = ("ctx", "slot")) -> list[Memories]:
-    """Every head of every kind that the model has, one at a time, then each layer's kind as a whole."""
-    kinds = kinds if isinstance(model, Mosaic) else ("ctx",)
+def every_memory(model: LanguageModel, slots: bool = True) -> list[Memories]:
+    """Every head of every kind that the model has, one at a time, then each layer's kind as a whole.
+
+    `slots`: whether slots are among them, where the model has any.
+    """
+    kinds = pair_kinds(model) + (("slot",) if slots and has_slots(model) else ())
     layers, heads = range(model.config.num_layers), range(model.config.num_heads)
     single = [Memories(layer, head, kind, None) for kind in kinds for layer in layers for head in heads]
     return single + [Memories(layer, None, kind, None) for kind in kinds for layer in layers]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel
-from mosaic_cli.probes.edits import Change, edited
+from mosaic_cli.probes.edits import edited, whole_cache, without_pairs
 from mosaic_cli.probes.reading import Reading
 
 # Tokens run at once: more are slower on a CPU, where their dense weights leave the caches.
@@ -38,8 +38,7 @@ def after_deletions(
     """
     stream = reading.layers[first].norm.stream.to(model.embedding.weight)  # (T, C)
     for batch in _batches(model, dropped, len(stream), 1 if newest_only else len(stream)):
-        changes = {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(first, dropped.shape[1])}
-        with edited(model, changes):
+        with edited(model, without_pairs(model, batch, first)):
             x = stream.expand(len(batch), -1, -1)
             for block in model.blocks[first:]:
                 x = block(x)
@@ -59,13 +58,13 @@ def unread_by_newest(model: LanguageModel, reading: Reading, dropped: Tensor, ne
     """
     earlier, last = reading.tokens[:-newest], reading.tokens[-newest:]
     device = model.embedding.weight.device
-    cache = model.make_cache()
+    cache = whole_cache(model)
     if earlier:
         model.hidden(torch.tensor([earlier], device=device), cache)
     for batch in _batches(model, dropped, len(reading.tokens), 1):
         tokens = torch.tensor([last], device=device).expand(len(batch), -1)
         copies = cache.repeat(len(batch))
-        with edited(model, {(layer, "ctx"): Change(dropped=batch[:, layer]) for layer in range(dropped.shape[1])}):
+        with edited(model, without_pairs(model, batch)):
             hidden = model.hidden(tokens, copies)
         yield model.head(hidden[:, -1]).to(dropped.device)
 

@@ -13,18 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from mosaic_cli.core import ops
+from mosaic_cli.core.cache import GrowingPairs
 from mosaic_cli.core.memory import PairRead, SlotRead
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.errors import NonFiniteError, UsageError
-from mosaic_cli.probes.reading import peek, read_text
+from mosaic_cli.probes.reading import has_slots, nearest, pair_kinds, peek, read_text
 
-_NAME = re.compile(r"L(\d+|\*)\.H(\d+|\*)\.(ctx|slot)(?:\.(\d+|\*))?")
+_NAME = re.compile(r"L(\d+|\*)\.H(\d+|\*)\.(ctx|short|long|slot)(?:\.(\d+|\*))?")
 
 
 @dataclass(frozen=True)
 class Memories:
     """A set of memories by name: `L1.H0.ctx.17`, `L1.H0.slot.411`; `*` stands for all, and no number for all too.
+
+    Where contextual memories have windows, their pairs are `L1.H0.short.17` and `L1.H0.long.17`.
 
     layer, head, index: None means all.
     """
@@ -53,8 +56,17 @@ class Memories:
     def check(self, model: LanguageModel, num_pairs: int | None = None) -> None:
         """Raises: UsageError: a layer, head, slot or pair that the model or the text does not have."""
         config = model.config
-        if self.kind == "slot" and not isinstance(model, Mosaic):
-            raise UsageError(f"there is no memory {self}: a transformer has no slots", hint="Its pairs are named ctx.")
+        kinds = pair_kinds(model)
+        if self.kind == "slot" and not has_slots(model):
+            what = f"persistent memory is {config.persistent}" if isinstance(model, Mosaic) else "a transformer"
+            raise UsageError(
+                f"there is no memory {self}: {what} has no slots", hint=f"Its pairs are named {' and '.join(kinds)}."
+            )
+        if self.kind != "slot" and self.kind not in kinds:
+            raise UsageError(
+                f"there is no memory {self}: this model's pairs are named {' and '.join(kinds)}",
+                hint=f"For example: L0.H0.{kinds[0]}",
+            )
         most = {"layer": config.num_layers, "head": config.num_heads}
         most["index"] = config.num_slots if self.kind == "slot" else num_pairs
         for name, count in most.items():
@@ -156,34 +168,47 @@ class EditedRead(nn.Module):
         """Nothing that a cache need keep."""
         return ()
 
+    @property
+    def window(self) -> None:
+        """A cache made meanwhile holds all pairs, so that a pair's place is its number; see `whole_cache`."""
+
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *_: Tensor) -> Tensor:
         """As the module stood in for: queries (B, H, T, D) -> reads (B, H, T, D). A cache's scalars are not used."""
         inner, change = self._inner[0], self._change
+        window = None
         if isinstance(inner, SlotRead):
             keys, values = keys[None], values[None] * inner.scalars()[1][:, None, None]
             reach = None
         else:
             reach = 1
-        if isinstance(inner, PairRead | SlotRead):
+        if isinstance(inner, PairRead):
+            beta, window = inner.beta(queries.shape[2], keys.shape[2], *inner.scalars()), inner.window
+            queries = queries * beta.view(len(beta), -1, 1)
+        elif isinstance(inner, SlotRead):
             queries = queries * inner.scalars()[0][:, None, None]
         else:
             queries = queries / queries.shape[-1] ** 0.5
-        return _dense_read(queries, keys, change.new_values(values), change, reach).to(values.dtype)
+        return _dense_read(queries, keys, change.new_values(values), change, reach, window).to(values.dtype)
 
 
-def _dense_read(queries: Tensor, keys: Tensor, values: Tensor, change: Change, reach: int | None) -> Tensor:
-    """Softmax reads (B, H, T, D); query i of T sees the memories j <= i + S - T, those dropped excepted."""
+def _dense_read(
+    queries: Tensor, keys: Tensor, values: Tensor, change: Change, reach: int | None, window: int | None
+) -> Tensor:
+    """Softmax reads (B, H, T, D); query i of T sees the memories j <= i + S - T, or the newest `window` of them, those
+    dropped excepted."""
     (T, S), device = (queries.shape[2], keys.shape[2]), queries.device
     unseen = torch.zeros(T, S, dtype=torch.bool, device=device)
     if reach is not None:
         unseen = torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)
+    if window is not None:
+        unseen = unseen | torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T - window)
     near = _at_distances(T, S, change.distances, device)
     hidden = unseen[None, None]
     if change.dropped is not None:
         hidden = hidden | _fitted(change.dropped, S, False)[:, :, None] & near
     scores = (queries @ keys.mT).masked_fill(hidden, -torch.inf)
     if change.added_keys:
-        scores = torch.cat([scores, _added_scores(queries, S, change)], dim=-1)
+        scores = torch.cat([scores, _added_scores(queries, S, change, window)], dim=-1)
         more = torch.stack(change.added_values, 1).to(values.dtype).expand(len(scores), -1, -1, -1)
         values = torch.cat([values.expand(len(scores), -1, -1, -1), more], dim=2)
     weights = scores.softmax(-1).nan_to_num(0.0).to(values.dtype)  # a reader that sees nothing reads zero
@@ -211,18 +236,19 @@ def _blanked_read(weights: Tensor, values: Tensor, blanked: Tensor, seen: Tensor
     return reads + (weights * blanked).sum(-1, keepdim=True) * (share @ values[:, :, : seen.shape[1]])
 
 
-def _added_scores(queries: Tensor, num_pairs: int, change: Change) -> Tensor:
+def _added_scores(queries: Tensor, num_pairs: int, change: Change, window: int | None) -> Tensor:
     """Scores (B, H, T, E) of the added pairs. The last reader is the one that sees every stored pair."""
     T, device = queries.shape[2], queries.device
     keys = torch.stack(change.added_keys, 1).to(queries.dtype)  # (H, E, D)
     newest_seen = torch.arange(num_pairs - T, num_pairs, device=device)  # by each reader
-    hidden = newest_seen[:, None] < torch.tensor(change.added_after, device=device)  # (T, E)
+    age = newest_seen[:, None] - torch.tensor(change.added_after, device=device)  # (T, E)
+    hidden = (age < 0) if window is None else (age < 0) | (age >= window)
     hidden = hidden | ~torch.stack(change.added_heads, 1)[:, None, :]  # (H, T, E)
     return (queries @ keys.mT).masked_fill(hidden, -torch.inf)
 
 
 Changes = dict[tuple[int, str], Change]
-"""What is changed, by layer and kind (`ctx` or `slot`)."""
+"""What is changed, by layer and kind (`ctx`, `short`, `long` or `slot`)."""
 
 
 @contextmanager
@@ -251,7 +277,32 @@ def _retriever(model: LanguageModel, layer: int, kind: str) -> nn.Module:
     block = model.blocks[layer]
     if not isinstance(model, Mosaic):
         return block.attention
-    return block.contextual if kind == "ctx" else block.persistent
+    if kind == "slot":
+        return block.persistent
+    return block.contextual if kind == "ctx" else getattr(block.contextual, kind)
+
+
+def without_pairs(model: LanguageModel, dropped: Tensor, first: int = 0) -> Changes:
+    """The changes that drop pairs, from layer `first` on.
+
+    `dropped` is (B, N, H, S) bool, with the heads of all kinds behind one another, as a reading has them.
+    """
+    kinds = pair_kinds(model)
+    return {
+        (layer, kind): Change(dropped=chunk)
+        for layer in range(first, dropped.shape[1])
+        for kind, chunk in zip(kinds, dropped[:, layer].chunk(len(kinds), dim=1), strict=True)
+    }
+
+
+def whole_cache(model: LanguageModel) -> object:
+    """An empty cache of a model that keeps the pairs of short windows too when they are too old to be read, so that
+    the text's pairs can be told apart by their number."""
+    cache = model.make_cache()
+    for layer in getattr(cache, "contextual", []):
+        for memory in getattr(layer, "memories", []):
+            memory.pairs = GrowingPairs()
+    return cache
 
 
 @dataclass(frozen=True)
@@ -311,8 +362,8 @@ def resolve(model: LanguageModel, tokens: list[int], edits: list[Edit]) -> Chang
 
 
 def stored_pairs(model: LanguageModel, num_tokens: int) -> int:
-    """Pairs that a text stores: a mosaic's newest one is not complete before the token after it."""
-    return num_tokens - peek(model)
+    """Pairs that a text stores: a mosaic stores a pair when the token after it comes."""
+    return num_tokens - nearest(model)
 
 
 def _check(model: LanguageModel, edit: Edit, pairs: int) -> None:
@@ -359,7 +410,8 @@ def _replace(model: LanguageModel, tokens: list[int], layer: int, edit: Edit, ch
 
 
 def _add(model: LanguageModel, tokens: list[int], layer: int, edit: Edit, change: Change) -> None:
-    keys = read_text(model, tokens[: edit.after + 2]).layers[layer].pairs.keys[:, edit.after]  # (H, D)
+    pairs = read_text(model, tokens[: edit.after + 2]).layers[layer].pairs
+    keys = pairs.keys[_rows(model, edit.memories.kind), edit.after]  # (H, D)
     values = _pair_saying(model, tokens, layer, edit, edit.after)
     heads = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
     heads[edit.memories.heads] = True
@@ -371,8 +423,16 @@ def _add(model: LanguageModel, tokens: list[int], layer: int, edit: Edit, change
 
 def _pair_saying(model: LanguageModel, tokens: list[int], layer: int, edit: Edit, pair: int) -> Tensor:
     """The values (H, D) that pair `pair` of a layer would hold, had the token it stores been `edit.token`."""
-    reading = read_text(model, [*tokens[: pair + peek(model)], edit.token])
-    return reading.layers[layer].pairs.values[:, pair]
+    text = [*tokens[: pair + peek(model)], edit.token]
+    text += [edit.token] * (pair + 1 - stored_pairs(model, len(text)))  # one that does not peek waits for any token
+    return read_text(model, text).layers[layer].pairs.values[_rows(model, edit.memories.kind), pair]
+
+
+def _rows(model: LanguageModel, kind: str) -> slice:
+    """The heads of one kind of pairs among those of a reading."""
+    H = model.config.num_heads
+    first = pair_kinds(model).index(kind) * H
+    return slice(first, first + H)
 
 
 def _slot_saying(model: Mosaic, layer: int, token: int, slot: int) -> Tensor:

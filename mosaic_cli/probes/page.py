@@ -56,7 +56,7 @@ def page_data(reading: Reading, wording: Wording, chosen: Trace, items: list[dic
         "name": name,
         "tokens": wording.tokens,
         "key_tokens": KEY_TOKENS,
-        "peek": 1 - reading.layers[0].pairs.reach,
+        "peek": reading.peek,
         "chosen": chosen.position + 1,
         "items": [None, *items],
     }

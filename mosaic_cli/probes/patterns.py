@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mosaic_cli.core import ops
+from mosaic_cli.core.features import KeyExtractor
+from mosaic_cli.core.memory import PersistentMemory, WindowedMemory
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.batches import Tokens
-from mosaic_cli.probes.reading import Reading, count_windows, peek, read_windows
+from mosaic_cli.probes.reading import Reading, count_windows, nearest, pair_kinds, read_windows
 
 
 @dataclass
@@ -23,12 +25,14 @@ class DistancePattern:
     Distance d is that of the pair stored d tokens before the position: a mosaic's strict past begins at 1, attention
     at 0, the token itself. In a window of T tokens T - d positions have a pair at distance d.
 
-    nearest: the smallest distance. sums: (N, H, T), index is the distance, float64 on the CPU.
+    nearest: the smallest distance. kinds: of memory whose heads H counts, in order; those with windows see no pair
+    outside. sums: (N, H, T), index is the distance, float64 on the CPU.
     """
 
     context: int
     total_windows: int
     nearest: int
+    kinds: tuple[str, ...]
     sums: Tensor
     windows: int = 0
 
@@ -85,9 +89,10 @@ def distance_pattern(
     """
     config = model.config
     T = min(context or config.context_length, len(tokens))
-    sums = torch.zeros(config.num_layers, config.num_heads, T, dtype=torch.float64)
+    kinds = pair_kinds(model)
+    sums = torch.zeros(config.num_layers, len(kinds) * config.num_heads, T, dtype=torch.float64)
     total = count_windows(tokens, T, windows)
-    pattern = DistancePattern(T, total, peek(model), sums)
+    pattern = DistancePattern(T, total, nearest(model), kinds, sums)
     for _, reading in read_windows(model, tokens, T, windows):
         pattern.add(reading)
         yield pattern
@@ -99,42 +104,48 @@ class HeadScalars:
 
     decay: lambda = exp(-rho), what the leaky average keeps per token. half_life: ln 2 / rho tokens, after which half
     is left; infinite for rho = 0. beta: inverse bandwidth. gamma: the share of a value that is the stored token's own,
-    not the next one's. alpha: length of a value (of slots: factor).
+    not the next one's. alpha: length of a value (of slots: factor). beta_0, beta_1, power: where the bandwidth grows
+    with the n pairs in memory, beta = beta_1 n^power + beta_0. None for what a model has not.
     """
 
     layer: int
     head: int
-    decay: float
-    half_life: float
-    beta: float
-    gamma: float
-    alpha: float
-    slot_decay: float
-    slot_half_life: float
-    slot_beta: float
-    slot_alpha: float
+    decay: float | None = None
+    half_life: float | None = None
+    beta: float | None = None
+    beta_0: float | None = None
+    beta_1: float | None = None
+    power: float | None = None
+    gamma: float | None = None
+    alpha: float | None = None
+    slot_decay: float | None = None
+    slot_half_life: float | None = None
+    slot_beta: float | None = None
+    slot_alpha: float | None = None
 
 
 @torch.no_grad()
 def learned_scalars(model: Mosaic) -> list[HeadScalars]:
-    """The scalars of every head, layer by layer."""
+    """The scalars of every head, layer by layer; heads of several kinds of memory as a `DistancePattern` has them."""
     found = []
     for layer, block in enumerate(model.blocks):
-        contextual, persistent = block.contextual, block.persistent
-        columns = [
-            *_fading(contextual.keys.leak),
-            *contextual.read.scalars(),
-            contextual.values.peek,
-            ops.value_scale(contextual.values.scale),
-            *_fading(persistent.keys.leak),
-            *persistent.read.scalars(),
-        ]
-        rows = torch.stack(columns, 1).tolist()  # (H, scalars)
-        found += [HeadScalars(layer, head, *row) for head, row in enumerate(rows)]
+        windowed = isinstance(block.contextual, WindowedMemory)
+        for memory in block.contextual.memories() if windowed else [block.contextual]:
+            names = ("beta_0", "beta_1", "power") if memory.read.adaptive else ("beta",)
+            columns = _fading(memory.keys) | dict(zip(names, memory.read.scalars(), strict=True))
+            columns |= {"gamma": memory.values.peek, "alpha": memory.values.alpha()}
+            if isinstance(block.persistent, PersistentMemory):
+                slots = _fading(block.persistent.keys)
+                slots |= dict(zip(("beta", "alpha"), block.persistent.read.scalars(), strict=True))
+                columns |= {f"slot_{name}": column for name, column in slots.items()}
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            found += [HeadScalars(layer, head, **dict(zip(columns, row, strict=True))) for head, row in enumerate(rows)]
     return found
 
 
-def _fading(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """lambda and half life (H,)."""
-    rate = ops.leak_rate(theta)
-    return torch.exp(-rate), torch.log(torch.tensor(2.0)) / rate
+def _fading(keys: nn.Module) -> dict[str, Tensor]:
+    """lambda and half life (H,) of a leaky average; nothing where keys are made otherwise."""
+    if not isinstance(keys, KeyExtractor):
+        return {}
+    rate = ops.leak_rate(keys.leak)
+    return {"decay": torch.exp(-rate), "half_life": torch.log(torch.tensor(2.0)) / rate}

@@ -61,12 +61,11 @@ def standing(reading: Reading, position: int, target: int) -> dict[str, Any]:
 
 
 def sums(parts: Decomposition) -> list[dict[str, Any]]:
-    """What each layer gave in all: `kind`, `layer`, `contribution`. They add up to the number."""
+    """What each layer's memories of a kind gave in all: `kind`, `layer`, `contribution`. They add up to the number."""
     found = [{"kind": "embedding", "layer": None, "contribution": parts.embedding}]
     for layer, (pairs, slots, mlp) in enumerate(zip(parts.pairs, parts.slots, parts.mlp, strict=True)):
-        found.append({"kind": "ctx", "layer": layer, "contribution": pairs.contributions.sum().item()})
-        other = ("mlp", mlp) if slots is None else ("slot", slots.contributions.sum().item())
-        found.append({"kind": other[0], "layer": layer, "contribution": other[1]})
+        given = [*pairs.by_kind(), *([("mlp", mlp)] if slots is None else slots.by_kind())]
+        found += [{"kind": kind, "layer": layer, "contribution": amount} for kind, amount in given]
     return found
 
 
@@ -89,7 +88,7 @@ class Wording:
 
     def key_text(self, part: Contribution) -> str | None:
         """The last tokens that the key of a pair is an average of; None for what has no key in the text."""
-        if part.kind != "ctx":
+        if not part.is_pair:
             return None
         return "".join(self.tokens[max(0, part.index + 1 - KEY_TOKENS) : part.index + 1])
 
@@ -133,7 +132,7 @@ class Wording:
             "kind": part.kind,
             "layer": part.layer,
             "head": part.head,
-            "position": {"ctx": part.index, "slot": None}.get(part.kind, position),
+            "position": part.index if part.is_pair else None if part.kind == "slot" else position,
             "key_text": self.key_text(part),
             "value_text": self.value_text(part, position),
             "pushes": self.pushed(part) if part.kind == "slot" else [],
@@ -147,9 +146,9 @@ class Wording:
 
         Empty for what is not a pair of a mosaic.
         """
-        if part.kind != "ctx" or self._reading.layers[part.layer].keys is None:
+        if not part.is_pair or self._reading.layers[part.layer].keys is None:
             return []
-        found = matches(self._reading.layers[part.layer], part.head, position, part.index)
+        found = matches(self._reading.layers[part.layer], part.row, position, part.index)
         return [vars(m) | {"asked_text": self.tokens[m.asked], "stored_text": self.tokens[m.stored]} for m in found]
 
     def path(self, path: Path) -> dict[str, Any]:
@@ -170,7 +169,7 @@ class Wording:
     def _value_position(self, part: Contribution, position: int) -> int:
         if part.kind == "embedding":
             return position
-        return part.index + (self._reading.layers[part.layer].pairs.reach == 0)  # a mosaic's value peeks one ahead
+        return part.index + self._reading.peek
 
 
 def report(
@@ -186,7 +185,7 @@ def report(
     parts = found.parts
     listed = contributions(parts, LISTED_SHARE * parts.size)
     wording.learn(listed)
-    asked = {part.id for part in [part for part in listed if part.kind == "ctx"][:explained]}
+    asked = {part.id for part in [part for part in listed if part.is_pair][:explained]}
     rows = [
         _with_unread(wording.record(part, found.position), part, unread)
         | {"matches": wording.matches(part, found.position) if part.id in asked else []}
@@ -212,8 +211,7 @@ def report(
 
 
 def _with_unread(record: dict[str, Any], part: Contribution, unread: Tensor) -> dict[str, Any]:
-    is_pair = part.kind == "ctx"
-    return record | {"unread": unread[part.layer, part.head, part.index].item() if is_pair else None}
+    return record | {"unread": unread[part.layer, part.row, part.index].item() if part.is_pair else None}
 
 
 def costliest(parts: Decomposition, unread: Tensor) -> list[Contribution]:

@@ -15,21 +15,38 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.errors import UsageError
-from mosaic_cli.probes.reading import LayerReading, Reading, Retrieval
+from mosaic_cli.probes.reading import PAIR_KINDS, LayerReading, Reading, Retrieval
 
 
 @dataclass(frozen=True)
 class Share:
     """What the memories of one layer and kind gave to a number, by head and memory (H, S).
 
+    kinds: of memory that stand side by side as heads, in order.
     contributions: w_i (v_i . g). They add up, over heads and memories, to what the layer gave.
     leave_one_out: what the number changes by, directly, when memory i is forgotten and the others take up its weight:
     w_i / (1 - w_i) (y - v_i) . g. Not the same as minus the contribution: others may say the same.
     """
 
+    kinds: tuple[str, ...]
     weights: Tensor
     contributions: Tensor
     leave_one_out: Tensor
+
+    def by_kind(self) -> list[tuple[str, float]]:
+        """What each kind of memory gave in all."""
+        chunks = self.contributions.chunk(len(self.kinds))
+        return [(kind, chunk.sum().item()) for kind, chunk in zip(self.kinds, chunks, strict=True)]
+
+    def parts(self, layer: int, places: list[list[int]]) -> Iterator["Contribution"]:
+        """The parts of some memories, named by row and index; rows count the heads of all kinds."""
+        numbers = [tensor.tolist() for tensor in (self.weights, self.contributions, self.leave_one_out)]
+        for row, index in places:
+            number, head = divmod(row, len(self.weights) // len(self.kinds))
+            kind = self.kinds[number]
+            weight, given, lost = (tensor[row][index] for tensor in numbers)
+            name = f"L{layer}.H{head}.{kind}.{index}"
+            yield Contribution(name, kind, layer, head, row, index, weight, given, lost)
 
 
 @dataclass(frozen=True)
@@ -73,18 +90,26 @@ class Decomposition:
 class Contribution:
     """One part of a number, small enough to print.
 
-    id: `embedding`, `L3.H2.ctx.17` (pair 17 of head 2 in layer 3), `L1.H0.slot.411` or `L2.mlp`.
-    kind: embedding, ctx, slot or mlp. index: of the pair or slot. weight and leave_one_out: None where not retrieved.
+    id: `embedding`, `L3.H2.ctx.17` (pair 17 of head 2 in layer 3; `short.17` or `long.17` where memories have windows),
+        `L1.H0.slot.411` or `L2.mlp`.
+    kind: embedding, ctx, short, long, slot or mlp. row: of the head among those of all kinds that stand side by side.
+    index: of the pair or slot. weight and leave_one_out: None where not retrieved.
     """
 
     id: str
     kind: str
     layer: int | None
     head: int | None
+    row: int | None
     index: int | None
     weight: float | None
     contribution: float
     leave_one_out: float | None
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a pair that the text stored."""
+        return self.kind in PAIR_KINDS
 
 
 @dataclass(frozen=True)
@@ -145,10 +170,10 @@ def decompose(reading: Reading, position: int, depth: int, functional: Tensor) -
 
 def _share(retrieval: Retrieval, position: int, functional: Tensor) -> Share:
     scores = retrieval.scores(position)
-    weights = scores.softmax(-1)  # (H, S)
+    weights = scores.softmax(-1).nan_to_num(0.0)  # (H, S)
     worth = said(retrieval, functional)[:, : weights.shape[1]]
     contributions = weights * worth
-    return Share(weights, contributions, _leave_one_out(scores, weights, worth))
+    return Share(retrieval.kinds, weights, contributions, _leave_one_out(scores, weights, worth))
 
 
 def said(retrieval: Retrieval, functional: Tensor) -> Tensor:
@@ -174,31 +199,21 @@ def _leave_one_out(scores: Tensor, weights: Tensor, worth: Tensor) -> Tensor:
 
 def contributions(parts: Decomposition, smallest: float = 0.0) -> list[Contribution]:
     """All parts of a number, the largest in size first; those not above `smallest` in size are left out."""
-    found = [Contribution("embedding", "embedding", None, None, None, None, parts.embedding, None)]
+    found = [Contribution("embedding", "embedding", None, None, None, None, None, parts.embedding, None)]
     for layer, value in enumerate(parts.mlp):
         if value is not None:
-            found.append(Contribution(f"L{layer}.mlp", "mlp", layer, None, None, None, value, None))
-    for kind, shares in (("ctx", parts.pairs), ("slot", parts.slots)):
+            found.append(Contribution(f"L{layer}.mlp", "mlp", layer, None, None, None, None, value, None))
+    for shares in (parts.pairs, parts.slots):
         for layer, share in enumerate(shares):
             if share is not None:
-                found.extend(_of_layer(share, kind, layer, smallest))
+                found.extend(share.parts(layer, (share.contributions.abs() > smallest).nonzero().tolist()))
     return sorted((c for c in found if abs(c.contribution) > smallest), key=lambda c: -abs(c.contribution))
 
 
-def _of_layer(share: Share, kind: str, layer: int, smallest: float) -> Iterator[Contribution]:
-    chosen = (share.contributions.abs() > smallest).nonzero().tolist()
-    values = (share.weights, share.contributions, share.leave_one_out)
-    weights, given, lost = (tensor.tolist() for tensor in values)
-    for head, i in chosen:
-        name = f"L{layer}.H{head}.{kind}.{i}"
-        yield Contribution(name, kind, layer, head, i, weights[head][i], given[head][i], lost[head][i])
-
-
-def pair_contribution(parts: Decomposition, layer: int, head: int, pair: int) -> Contribution:
+def pair_contribution(parts: Decomposition, layer: int, row: int, pair: int) -> Contribution:
     """What one stored pair gave to a number."""
-    share = parts.pairs[layer]
-    weight, given, lost = (t[head, pair].item() for t in (share.weights, share.contributions, share.leave_one_out))
-    return Contribution(f"L{layer}.H{head}.ctx.{pair}", "ctx", layer, head, pair, weight, given, lost)
+    (part,) = parts.pairs[layer].parts(layer, [[row, pair]])
+    return part
 
 
 @dataclass(frozen=True)
@@ -239,7 +254,7 @@ def _follow(reading: Reading, parts: Decomposition, smallest: float) -> tuple[tu
     kept = contributions(parts, smallest)
     found = []
     for part in kept:
-        children, rest = _origins(reading, parts, part, smallest) if part.kind == "ctx" else ((), 0.0)
+        children, rest = _origins(reading, parts, part, smallest) if part.is_pair else ((), 0.0)
         found.append(Path(part, parts.position, part.contribution, children, rest))
     return tuple(found), parts.total - sum(part.contribution for part in kept)
 
@@ -249,9 +264,9 @@ def _origins(
 ) -> tuple[tuple[Path, ...], float]:
     """What a stored value was made of, one decomposition for each token it was made from."""
     layer = reading.layers[part.layer]
-    functional = part.weight * (layer.pairs.output[part.head] @ parts.functional)  # (D,), on the value
+    functional = part.weight * (layer.pairs.output[part.row] @ parts.functional)  # (D,), on the value
     children, rest = (), 0.0
-    for position, through in layer.values.sources(part.head, part.index, functional):
+    for position, through in layer.values.sources(part.row, part.index, functional):
         below = decompose(reading, position, part.layer, layer.norm.back(position, through))
         followed, remaining = _follow(reading, below, smallest)
         children, rest = children + followed, rest + remaining

@@ -21,7 +21,7 @@ from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.probes.deletions import after_deletions, single_deletions, unread_by_newest, unread_effects
 from mosaic_cli.probes.edits import Edit, Memories, edited, resolve
-from mosaic_cli.probes.reading import Reading, peek, read_text
+from mosaic_cli.probes.reading import Reading, pair_kinds, peek, read_text
 from mosaic_cli.probes.report import plain_logit_error
 from mosaic_cli.probes.trace import Trace, trace
 
@@ -265,7 +265,9 @@ def _judge_edits(
 
 def _edited_logits(model: LanguageModel, tokens: list[int], pairs: tuple[int, ...], new: int) -> Tensor:
     """Logits (T, V) of a text whose stored pairs, in all heads and layers, hold the token `new`."""
-    edits = [Edit("replace", Memories(None, None, "ctx", pair), token=new) for pair in pairs]
+    edits = [
+        Edit("replace", Memories(None, None, kind, pair), token=new) for pair in pairs for kind in pair_kinds(model)
+    ]
     with edited(model, resolve(model, tokens, edits)):
         return model(torch.tensor([tokens], device=model.embedding.weight.device))[0]
 

@@ -50,11 +50,11 @@ def test_retrieval_is_the_reference(T, sharp):
     for number, layer in enumerate(read_text(model, tokens).layers):
         block = f"blocks.{number}"
         normed = reference.layer_norm(layer.norm.stream, weights[f"{block}.contextual_norm.weight"])
-        contextual = reference.contextual_memory(normed, weights, f"{block}.contextual")
+        contextual = reference.contextual_memory(normed, weights, f"{block}.contextual", model.config)
         torch.testing.assert_close(_given(layer.pairs), contextual, rtol=1e-9, atol=1e-11)
         between = layer.norm.stream + contextual
         normed = reference.layer_norm(between, weights[f"{block}.persistent_norm.weight"])
-        persistent = reference.persistent_memory(normed, weights, f"{block}.persistent")
+        persistent = reference.persistent_memory(normed, weights, f"{block}.persistent", model.config)
         torch.testing.assert_close(_given(layer.slots), persistent, rtol=1e-9, atol=1e-11)
 
 
@@ -71,9 +71,7 @@ def test_weights_are_the_reference_s(T):
     weights = model.state_dict()
     for number, layer in enumerate(read_text(model, tokens).layers):
         prefix = f"blocks.{number}.contextual"
-        keys = reference.extract_keys(
-            layer.norm.outputs(), weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"]
-        )
+        keys = reference.extract_keys(layer.norm.outputs(), weights, f"{prefix}.keys", model.config)
         beta = torch.exp(20 * weights[f"{prefix}.read.bandwidth"])
         for t in range(T):
             expected = torch.softmax(beta[:, None] * torch.einsum("hd,jhd->hj", keys[t], keys[:t]), dim=-1)

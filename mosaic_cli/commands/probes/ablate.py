@@ -56,7 +56,7 @@ def ablate(
     trained = load_trained(ckpt, placement)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     model = trained.model
-    chosen = chosen or library.every_memory(model, ("ctx",) if distances else ("ctx", "slot"))
+    chosen = chosen or library.every_memory(model, slots=distances is None)
     tokens, _ = open_text(trained, on)
     texts = library.first_windows(tokens, context or model.config.context_length, windows)
     folder = results_folder(out, trained.run, "ablate")

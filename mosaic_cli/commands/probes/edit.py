@@ -180,13 +180,14 @@ def _continuations(
 def _described(edit: "Edit", tokens: list[int], trained: "TrainedModel") -> str:
     """An edit in words, with the tokens of the pair that it is about."""
     from mosaic_cli.probes.edit_files import edit_entry
+    from mosaic_cli.probes.reading import peek
 
     entry = edit_entry(edit, trained.tokenizer)
     words = " ".join([f"{edit.action} {edit.memories}", *(f"{key} {value!r}" for key, value in [*entry.items()][1:])])
     pair = edit.after if edit.action == "add" else edit.memories.index
     if edit.memories.kind == "slot" or pair is None:
         return words
-    shown = tokens[pair : pair + 2] if trained.model.config.kind == "mosaic" else tokens[pair : pair + 1]
+    shown = tokens[pair : pair + 1 + peek(trained.model)]
     return f"{words}   pair {pair}: {' → '.join(repr(trained.tokenizer.token_text(token)) for token in shown)}"
 
 

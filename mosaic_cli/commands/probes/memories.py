@@ -66,6 +66,12 @@ def _check(one: "TrainedModel", layer: int | None, head: int | None, slots: list
             where="--ckpt",
             hint="Name a mosaic's run. For a transformer's attention: mosaic probe patterns --ckpt RUN",
         )
+    if config.persistent != "slots":
+        raise UsageError(
+            f"{one.spec} has no slots: its persistent memory is {config.persistent}",
+            where="--ckpt",
+            hint="Name the run of a model with persistent: slots. What its layers give: mosaic probe trace",
+        )
     counts = {"layer": config.num_layers, "head": config.num_heads, "slot": config.num_slots}
     asked = [("layer", layer), ("head", head), *(("slot", number) for number in slots)]
     for name, number in asked:

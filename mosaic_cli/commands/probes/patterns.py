@@ -19,6 +19,9 @@ SCALARS = {  # name -> what the table calls it
     "decay": "λ",
     "half_life": "half life",
     "beta": "β",
+    "beta_0": "β₀",
+    "beta_1": "β₁",
+    "power": "a",
     "gamma": "γ",
     "alpha": "α",
     "slot_decay": "slots: λ",
@@ -91,11 +94,11 @@ def _measure(one: "TrainedModel", on: str, windows: int, context: int | None) ->
 
 
 def _values(one: "TrainedModel", pattern: "DistancePattern", on: str) -> dict[str, object]:
-    means = pattern.mean_weight.tolist()
+    means, H = pattern.mean_weight.tolist(), one.model.config.num_heads
     heads = [
-        {"layer": layer, "head": head, "mean_weight": weights}
+        {"layer": layer, "head": row % H, "memory": pattern.kinds[row // H], "mean_weight": weights}
         for layer, by_head in enumerate(means)
-        for head, weights in enumerate(by_head)
+        for row, weights in enumerate(by_head)
     ]
     for values, scalars in zip(heads, _scalars(one), strict=False):  # a transformer has none
         values |= scalars
@@ -119,14 +122,17 @@ def _scalars(one: "TrainedModel") -> list[dict[str, float | None]]:
     if one.model.config.kind != "mosaic":
         return []
     found = ({name: getattr(head, name) for name in SCALARS} for head in learned_scalars(one.model))
-    return [{name: x if math.isfinite(x) else None for name, x in head.items()} for head in found]
+    return [
+        {name: x if math.isfinite(x) else None for name, x in head.items() if x is not None}  # None: endless
+        for head in found
+    ]
 
 
 def _print_weights(row: dict) -> None:
     longest, nearest = row["distances"][-1] + 1, row["distances"][0]
     spans = [(0, 1)] * (nearest == 0)
     spans += [(2**i, min(2 ** (i + 1), longest)) for i in range(longest.bit_length()) if 2**i < longest]
-    lines = [(f"L{head['layer']}.H{head['head']}", head["mean_weight"]) for head in row["heads"]]
+    lines = [(_name(head), head["mean_weight"]) for head in row["heads"]]
     display.print_table(
         f"{row['ckpt']} ({row['kind']}): mean retrieval weight by distance in tokens, on {row['on']}, "
         f"{row['windows']} windows of {row['context']}",
@@ -144,14 +150,19 @@ def _mean(weights: list[float]) -> float:
     return sum(weights) / len(weights)
 
 
+def _name(head: dict) -> str:
+    return f"L{head['layer']}.H{head['head']}" + ("" if head["memory"] == "ctx" else f".{head['memory']}")
+
+
 def _print_scalars(row: dict) -> None:
+    learned = [name for name in SCALARS if name in row["heads"][0]]
     display.print_table(
         f"{row['ckpt']}: what its heads learned",
-        ["head", *SCALARS.values()],
+        ["head", *(SCALARS[name] for name in learned)],
         [
-            [f"L{head['layer']}.H{head['head']}", *("∞" if head[s] is None else f"{head[s]:.3g}" for s in SCALARS)]
+            [_name(head), *("∞" if head[name] is None else f"{head[name]:.3g}" for name in learned)]
             for head in row["heads"]
         ],
-        caption="λ: kept of a key's average per token; half life in tokens, ln 2 / ρ; β: inverse bandwidth; "
-        "γ: the stored token's own share of its value; α: size of values.",
+        caption="λ: kept of a key's average per token; half life in tokens, ln 2 / ρ; β: inverse bandwidth, of n pairs "
+        "β₁ n^a + β₀ where it grows; γ: the stored token's own share of its value; α: size of values.",
     )

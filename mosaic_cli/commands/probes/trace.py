@@ -270,7 +270,7 @@ def _branches(paths: list[dict], rest: float) -> list[display.Branch]:
 
 
 def _what(row: dict[str, Any]) -> str:
-    if row["kind"] == "ctx":
+    if row["key_text"] is not None:
         return f'"{row["key_text"]}" → "{row["value_text"]}"'
     if row["kind"] == "slot":
         return "pushes " + ", ".join(f'"{text}"' for text in row["pushes"])
@@ -278,7 +278,8 @@ def _what(row: dict[str, Any]) -> str:
 
 
 def _name(part: dict[str, Any]) -> str:
-    names = {"embedding": "embedding", "ctx": "contextual", "slot": "persistent", "mlp": "MLP"}
+    names = {"embedding": "embedding", "ctx": "contextual", "short": "short-term", "long": "long-term"}
+    names |= {"slot": "persistent", "mlp": "MLP"}
     return names[part["kind"]] + ("" if part["layer"] is None else f", layer {part['layer']}")
 
 
