@@ -20,6 +20,7 @@ import torch
 
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import LanguageModel, build_model, count_parameters
+from mosaic_cli.data.batches import Batch
 from mosaic_cli.device import Placement, choose_placement
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.training.loop import backward
@@ -116,11 +117,11 @@ def _training_step(model: LanguageModel, batch: int, placement: Placement) -> Ca
     train = TrainSection(batch_size=batch)
     optimizer = make_optimizer(model, train)
     shape = (batch, model.config.context_length + 1)
-    windows = np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
+    batch = Batch.of_windows(np.random.default_rng(0).integers(0, model.config.vocab_size, shape))
 
     def step() -> None:
         model.train()
-        loss = backward(model, windows, train, placement)
+        loss = backward(model, batch, train, placement)
         update(model, optimizer, train, 1e-5, loss)
 
     return step

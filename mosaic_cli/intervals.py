@@ -1,7 +1,7 @@
 """Means with 95 % confidence intervals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.959964  # two-sided 95 % of a normal distribution
@@ -77,3 +77,17 @@ def student_95(degrees: int) -> float:
     first = (Z_95**3 + Z_95) / 4
     second = (5 * Z_95**5 + 16 * Z_95**3 + 3 * Z_95) / 96
     return Z_95 + first / degrees + second / degrees**2
+
+
+def estimate_ratio(sums: Sequence[float], sizes: Sequence[float]) -> Estimate:
+    """A mean over parts of cases: sum(sums) / sum(sizes), the case being the unit, as parts of one are not independent.
+
+    Interval: normal approximation for a ratio of sums; none with a single case.
+    """
+    n, size = len(sums), math.fsum(sizes)
+    ratio = math.fsum(sums) / size
+    if n < 2:
+        return Estimate(ratio, None, None, n)
+    squares = math.fsum((part - ratio * of) ** 2 for part, of in zip(sums, sizes, strict=True))
+    half = Z_95 * math.sqrt(squares * n / (n - 1)) / size
+    return Estimate(ratio, ratio - half, ratio + half, n)

@@ -51,10 +51,12 @@ class DataSection(Section):
     """Split to train on."""
     hub_val_split: str | None = None
     """Split to validate on; without one, documents are held out of `hub_split`."""
-    builtin: Literal["stories"] = "stories"
-    """Which built-in generator writes the documents."""
+    builtin: Literal["stories", "regbench"] = "stories"
+    """Which built-in generator writes the documents: `stories`, or the problems of a task, each read by itself:
+    `regbench` (strings of a random regular language). Tasks validate on problems of their own."""
     num_documents: Positive | None = None
-    """Read this many documents and no more. The built-in generator needs a number and takes 20,000 without one."""
+    """Read this many documents and no more; problems to train on, for a task. A built-in generator takes 20,000
+    without a number."""
     text_field: str = "text"
     """Field of a jsonl, parquet or hub record that holds the text."""
     tokenizer: str = "bpe"
@@ -86,6 +88,12 @@ class DataSection(Section):
                 "data.source is hub, but data.hub names no data set",
                 where="data.hub",
                 hint="Name one: --set data.hub=roneneldan/TinyStories",
+            )
+        if self.source == "builtin" and self.builtin != "stories" and self.tokenizer != "char":
+            raise UsageError(
+                f"the task {self.builtin} is made of characters, but data.tokenizer is {self.tokenizer!r}",
+                where="data.tokenizer",
+                hint="Set data.tokenizer to char.",
             )
         return self
 

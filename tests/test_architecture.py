@@ -19,7 +19,7 @@ FLOORS = (  # from the ground up; a part may import those of its own floor and b
     {"evaluation", "generation", "probes"},
     {"training"},
     {"studies"},
-    {"commands"},
+    {"commands", "lm_eval"},
     {"app"},
 )
 HEAVY = {
@@ -117,6 +117,7 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("rich", {"app", "commands"}),
         ("click", set()),
         ("datasets", {"data/hub.py"}),
+        ("lm_eval", {"lm_eval"}),
         ("matplotlib", {"commands/figures.py", "commands/study_figures.py", "commands/probes/moon_figures.py"}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],

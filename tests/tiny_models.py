@@ -21,6 +21,8 @@ def tiny_model(kind: str = "mosaic", sharp: bool = False, seed: int = 0, **chang
                 parameter.uniform_(0.4, 0.6) if sharp else parameter.uniform_(0.0, 0.2)
             elif name.endswith(("leak", "scale")):
                 parameter.uniform_(-0.1, 0.1)
+            elif "bandwidth_" in name:
+                parameter.uniform_(0.2, 0.8)
             elif kind == "transformer":
                 parameter.mul_(60 if sharp else 5)  # GPT-2's starting values are too small to retrieve anything by
     return model

@@ -30,14 +30,14 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
             ("time, validations not counted", display.format_seconds(cost["seconds"])),
             ("on", cost["placement"]),
         ],
-        caption=f"Time from {TIMED_STEPS} steps on random tokens; the vocabulary size is {cost['vocab_source']}.",
+        caption=f"Time from {TIMED_STEPS} steps of one batch; the vocabulary size is {cost['vocab_source']}.",
     )
 
 
 def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     from mosaic_cli.core.model import count_parameters, flops_per_token
     from mosaic_cli.device import choose_placement
-    from mosaic_cli.training.cost import expected_vocab, step_seconds
+    from mosaic_cli.training.cost import expected_vocab, first_batch, step_seconds
     from mosaic_cli.training.setup import new_model
 
     recipe = loaded.recipe
@@ -45,15 +45,15 @@ def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     vocab_size, vocab_source = expected_vocab(recipe)
     model = new_model(recipe, vocab_size, placement)
     parameters = count_parameters(model)
-    step_tokens = recipe.train.batch_size * recipe.model.context_length
+    batch = first_batch(recipe, vocab_size)
     checkpoint_bytes = 3 * 4 * parameters  # weights and AdamW's two averages in float32
     return {
         "parameters": parameters,
-        "flops_per_step": 3 * step_tokens * flops_per_token(model.config),
-        "tokens": step_tokens * recipe.train.max_steps,
+        "flops_per_step": 3 * batch.asked * flops_per_token(model.config),
+        "tokens": batch.asked * recipe.train.max_steps,
         "state_bytes": checkpoint_bytes + 4 * parameters,
         "disk_bytes": (recipe.train.keep_checkpoints + 1) * checkpoint_bytes,
-        "seconds": step_seconds(model, recipe, vocab_size, placement) * recipe.train.max_steps,
+        "seconds": step_seconds(model, batch, recipe.train, placement) * recipe.train.max_steps,
         "placement": placement.reason,
         "vocab_source": vocab_source,
     }

@@ -222,9 +222,9 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "contributions[].contribution": "its part of `logit`",
             "contributions[].leave_one_out": "direct change of `logit` were it forgotten and its weight taken up by "
             "the others; null for what is not retrieved",
-            "contributions[].unread": "change of the log-probability of `target` when the token at `position` reads "
-            "without this pair, everything above computed again; 0, not tried, for a weight of at most 1e-4; null for "
-            "what is not a stored pair",
+            "contributions[].unread": "change of the log-probability of `target` when the token at `position` and the "
+            "7 before it read without this pair, all that they do computed again; 0, not tried, where none of them "
+            "gives it a weight above 1e-4; null for what is not a stored pair",
             "contributions[].matches": "for the strongest pairs of a mosaic: tokens `asked` and `stored` "
             "(`asked_text`, `stored_text`) and their `share` of the cosine of the keys; else empty",
             "rest": "what the contributions that are not listed add up to",

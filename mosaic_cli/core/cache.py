@@ -42,15 +42,69 @@ class GrowingPairs:
             return buffer
         while capacity < end:
             capacity *= 2
-        B, H, _, D = like.shape
-        larger = torch.empty(B, H, capacity, D, dtype=like.dtype, device=like.device)
+        larger = _room(like, capacity)
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
 
 
+class WindowPairs:
+    """The newest `window` keys and values (B, H, ., D) and no more, in a ring: a new pair takes the oldest one's place.
+
+    Pair number j of the text lies at place j % window. A memory does not depend on the order of its pairs, so a single
+    query reads the ring as it lies.
+    """
+
+    def __init__(self, window: int):
+        self.length = 0  # pairs of the text so far
+        self._window = window
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store n more pairs (B, H, n, D); returns those that n queries may read, all that were stored among them.
+
+        For one pair they come in the order of the ring, for several in that of the text.
+        """
+        if self._keys is None:
+            self._keys, self._values = (_room(tensor, self._window) for tensor in (keys, values))
+        kept, start, count = min(self.length, self._window), self.length, keys.shape[2]
+        self.length += count
+        if count == 1:
+            place = start % self._window
+            self._keys[:, :, place], self._values[:, :, place] = keys[:, :, 0], values[:, :, 0]
+            kept = min(self.length, self._window)
+            return self._keys[:, :, :kept], self._values[:, :, :kept]
+        stored = torch.arange(start - kept, start, device=keys.device) % self._window
+        whole = [torch.cat([r[:, :, stored], t], 2) for r, t in ((self._keys, keys), (self._values, values))]
+        newest = min(count, self._window)
+        places = torch.arange(self.length - newest, self.length, device=keys.device) % self._window
+        self._keys[:, :, places], self._values[:, :, places] = (
+            tensor[:, :, count + kept - newest :] for tensor in whole
+        )
+        return whole[0], whole[1]
+
+    def repeat(self, count: int) -> "WindowPairs":
+        """A copy of the pairs of a single text (B = 1) for each of `count` texts that go on from it."""
+        copy = WindowPairs(self._window)
+        copy.length = self.length
+        if self._keys is not None:
+            copy._keys, copy._values = (_repeat(ring, count).clone() for ring in (self._keys, self._values))
+        return copy
+
+
+def _room(like: Tensor, capacity: int) -> Tensor:
+    B, H, _, D = like.shape
+    return torch.empty(B, H, capacity, D, dtype=like.dtype, device=like.device)
+
+
 def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:
     return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
+
+
+def _repeat_state(state, count: int):
+    """The same for what has a `repeat` of its own; a memory without a state has None."""
+    return None if state is None else state.repeat(count)
 
 
 @dataclass
@@ -63,6 +117,18 @@ class KeyState:
     def repeat(self, count: int) -> "KeyState":
         """The same for each of `count` texts."""
         return replace(self, average=_repeat(self.average, count))
+
+
+@dataclass
+class GatedKeyState:
+    """What a gated key extractor carries on: the average and the scale taken out of it, see `gated.gated_average`."""
+
+    average: Tensor | None = None  # (B, H, D)
+    scale: Tensor | None = None  # (B, H)
+
+    def repeat(self, count: int) -> "GatedKeyState":
+        """The same for each of `count` texts."""
+        return GatedKeyState(_repeat(self.average, count), _repeat(self.scale, count))
 
 
 @dataclass
@@ -80,17 +146,17 @@ class ContextualCache:
     The newest token's pair is pending: its value needs the token after it.
     """
 
-    keys: KeyState
+    keys: KeyState | GatedKeyState | None
     values: ValueState
     scalars: tuple[Tensor, ...]
-    pairs: GrowingPairs = field(default_factory=GrowingPairs)
+    pairs: GrowingPairs | WindowPairs = field(default_factory=GrowingPairs)
     pending_key: Tensor | None = None  # (B, H, 1, D)
 
     def repeat(self, count: int) -> "ContextualCache":
         """A copy for each of `count` texts."""
         return replace(
             self,
-            keys=self.keys.repeat(count),
+            keys=_repeat_state(self.keys, count),
             values=replace(self.values, pending=_repeat(self.values.pending, count)),
             pairs=self.pairs.repeat(count),
             pending_key=_repeat(self.pending_key, count),
@@ -98,29 +164,40 @@ class ContextualCache:
 
 
 @dataclass
+class WindowedCache:
+    """State of contextual memories that stand side by side, in the order of their names."""
+
+    memories: list[ContextualCache]
+
+    def repeat(self, count: int) -> "WindowedCache":
+        """A copy for each of `count` texts."""
+        return WindowedCache([memory.repeat(count) for memory in self.memories])
+
+
+@dataclass
 class PersistentCache:
     """State of one persistent memory: only that of its keys; the scalars of its read stay."""
 
-    keys: KeyState
+    keys: KeyState | GatedKeyState | None
     scalars: tuple[Tensor, ...]
 
     def repeat(self, count: int) -> "PersistentCache":
         """The same for each of `count` texts."""
-        return replace(self, keys=self.keys.repeat(count))
+        return replace(self, keys=_repeat_state(self.keys, count))
 
 
 @dataclass
 class MemoryCache:
     """All that a mosaic remembers of a text: one pair of caches per block. `length` counts the tokens read."""
 
-    contextual: list[ContextualCache]
-    persistent: list[PersistentCache]
+    contextual: list[ContextualCache | WindowedCache]
+    persistent: list[PersistentCache | None]
     length: int = 0
 
     def repeat(self, count: int) -> "MemoryCache":
         """A copy of what a single text (B = 1) left behind, for each of `count` texts that go on from it."""
         contextual = [cache.repeat(count) for cache in self.contextual]
-        return MemoryCache(contextual, [cache.repeat(count) for cache in self.persistent], self.length)
+        return MemoryCache(contextual, [_repeat_state(cache, count) for cache in self.persistent], self.length)
 
 
 @dataclass

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from mosaic_cli.core import ops
-from mosaic_cli.core.cache import KeyState, ValueState
+from mosaic_cli.core.cache import GatedKeyState, KeyState, ValueState
 from mosaic_cli.core.config import ModelConfig
+from mosaic_cli.core.gated import gated_average, next_average, true_average
 
 
 class KeyExtractor(nn.Module):
@@ -15,22 +16,84 @@ class KeyExtractor(nn.Module):
         super().__init__()
         self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
         self.leak = nn.Parameter(torch.empty(config.num_heads))  # rho = |10 leak|
+        self.normalised = config.normalised_keys
 
     def forward(self, x: Tensor, state: KeyState | None = None) -> Tensor:
-        """Keys (B, H, T, D) of unit length for x (B, T, C). With a state, x continues what the state has seen."""
+        """Keys (B, H, T, D), of unit length unless the configuration says otherwise, for x (B, T, C).
+
+        With a state, x continues what the state has seen.
+        """
         projected = self.project(x).view(*x.shape[:2], len(self.leak), -1)  # (B, T, H, D)
         if state is None:
-            return ops.leaky_keys(projected, ops.leak_rate(self.leak))
+            average = ops.leaky_keys if self.normalised else ops.leaky_average
+            return average(projected, ops.leak_rate(self.leak))
         if x.shape[1] == 1 and state.average is not None:  # decoding: one multiply-add
             averages = torch.addcmul(projected.transpose(1, 2), state.decay, state.average[:, :, None])
         else:
             averages = ops.leaky_average(projected, ops.leak_rate(self.leak), state.average)
         state.average = averages[:, :, -1]
-        return ops.normalise(averages)
+        return ops.normalise(averages) if self.normalised else averages
 
     def make_state(self) -> KeyState:
         """The state before the first token."""
         return KeyState(decay=torch.exp(-ops.leak_rate(self.leak)).view(-1, 1, 1))
+
+
+class GatedKeyExtractor(nn.Module):
+    """k_T = normalised average of W_phi x with a gate exp(W_g x_T) and a decay exp(-|W_l x_T|) per head (v2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
+        self.gate = nn.Linear(config.d_model, config.num_heads, bias=False)  # W_g
+        self.decay = nn.Linear(config.d_model, config.num_heads, bias=False)  # W_l
+        self.num_heads = config.num_heads
+        self.normalised = config.normalised_keys
+
+    def forward(self, x: Tensor, state: GatedKeyState | None = None) -> Tensor:
+        """Keys (B, H, T, D) for x (B, T, C). With a state, x continues what the state has seen."""
+        terms = self.terms(x)
+        if state is None:
+            average, scale = gated_average(*terms)
+        elif x.shape[1] == 1 and state.average is not None:
+            average, scale = next_average(*terms, (state.average, state.scale))
+        else:
+            average, scale = gated_average(*terms, None if state.average is None else (state.average, state.scale))
+        if state is not None:
+            state.average, state.scale = average[:, :, -1], scale[:, :, -1]
+        return ops.normalise(average) if self.normalised else true_average(average, scale)
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """W_phi x (B, T, H, D), the logarithm of the gates and the rates of decay (B, T, H)."""
+        return self.project(x).unflatten(-1, (self.num_heads, -1)), self.gate(x), self.decay(x).abs()
+
+    def make_state(self) -> GatedKeyState:
+        """The state before the first token."""
+        return GatedKeyState()
+
+
+class LinearKeyExtractor(nn.Module):
+    """k_T = W_phi x_T, normalised: keys of one token each, v1 without the leaky average."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
+        self.num_heads = config.num_heads
+        self.normalised = config.normalised_keys
+
+    def forward(self, x: Tensor, state: None = None) -> Tensor:
+        """Keys (B, H, T, D) for x (B, T, C)."""
+        keys = self.project(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        return ops.normalise(keys) if self.normalised else keys
+
+    def make_state(self) -> None:
+        """Nothing is carried from token to token."""
+
+
+def make_key_extractor(config: ModelConfig) -> nn.Module:
+    """The key extractor that the configuration names."""
+    extractors = {"leaky": KeyExtractor, "gated": GatedKeyExtractor, "linear": LinearKeyExtractor}
+    return extractors[config.key_extractor](config)
 
 
 class ValueExtractor(nn.Module):
@@ -39,8 +102,12 @@ class ValueExtractor(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_psi
-        self.peek = nn.Parameter(torch.empty(config.num_heads))  # gamma
-        self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
+        if config.peek:
+            self.peek = nn.Parameter(torch.empty(config.num_heads))  # gamma
+        else:  # the value is the token's own, and is still stored when the next one comes
+            self.register_buffer("peek", torch.ones(config.num_heads), persistent=False)
+        self.scale = nn.Parameter(torch.empty(config.num_heads))  # theta of alpha
+        self.form = {"free": ops.value_scale, "at_least_one": ops.value_scale_at_least_one}[config.value_scale]
 
     def forward(self, x: Tensor, state: ValueState | None = None) -> Tensor:
         """Values in the dtype of the projection, for x (B, T, C): (B, H, T - 1, D), the newest token's being unknown.
@@ -49,7 +116,7 @@ class ValueExtractor(nn.Module):
         """
         content = self.project(x).view(*x.shape[:2], len(self.peek), -1).transpose(1, 2)  # (B, H, T, D)
         if state is None:
-            return ops.peeked_values(content, self.peek, ops.value_scale(self.scale)).to(content.dtype)
+            return ops.peeked_values(content, self.peek, self.alpha()).to(content.dtype)
         newest = content[:, :, -1:]
         if state.pending is not None:
             content = torch.cat([state.pending, content], dim=2)
@@ -58,4 +125,8 @@ class ValueExtractor(nn.Module):
 
     def make_state(self) -> ValueState:
         """The state before the first token."""
-        return ValueState(alpha=ops.value_scale(self.scale))
+        return ValueState(alpha=self.alpha())
+
+    def alpha(self) -> Tensor:
+        """The length of values (H,)."""
+        return self.form(self.scale)

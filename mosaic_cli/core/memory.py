@@ -4,40 +4,77 @@ import torch
 from torch import Tensor, nn
 
 from mosaic_cli.core import ops
-from mosaic_cli.core.cache import ContextualCache, PersistentCache
+from mosaic_cli.core.cache import ContextualCache, GrowingPairs, PersistentCache, WindowedCache, WindowPairs
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.features import KeyExtractor, ValueExtractor
+from mosaic_cli.core.features import ValueExtractor, make_key_extractor
+from mosaic_cli.core.feedforward import MLP, SwiGLU
+from mosaic_cli.core.windows import window_read
+
+ADAPTIVE = ("bandwidth_floor", "bandwidth_growth", "bandwidth_power")  # theta of beta_0, beta_1 and a
 
 
-class PairRead(nn.Module):
-    """Retrieval from pairs stored by the text. A module of its own so that its inputs and output can be looked at."""
+class _Kernel(nn.Module):
+    """The inverse bandwidths of a memory's heads, and the dropout of its weights."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.bandwidth = nn.Parameter(torch.empty(config.num_heads))  # beta = exp(2 min(10 bandwidth, 5))
+        self.adaptive = config.bandwidth == "adaptive"
+        for name in ADAPTIVE if self.adaptive else ("bandwidth",):
+            theta = torch.empty(config.num_heads)
+            if config.learn_bandwidth:
+                setattr(self, name, nn.Parameter(theta))
+            else:
+                self.register_buffer(name, theta)
         self.dropout = config.dropout
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor | None = None) -> Tensor:
-        """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`.
-
-        `beta` (H,) is this module's own inverse bandwidth, where a cache has it ready.
-        """
-        beta = self.scalars()[0] if beta is None else beta
-        return ops.strict_past_read(queries, keys, values, beta, self.dropout if self.training else 0.0)
-
-    def scalars(self) -> tuple[Tensor]:
-        """beta (H,)."""
+    def bandwidths(self) -> tuple[Tensor, ...]:
+        """beta (H,), or where it is adaptive beta_0, beta_1 and a (H,)."""
+        if self.adaptive:
+            return ops.bandwidth_growth(*(getattr(self, name) for name in ADAPTIVE))
         return (ops.inverse_bandwidth(self.bandwidth),)
 
 
-class SlotRead(nn.Module):
+class PairRead(_Kernel):
+    """Retrieval from pairs stored by the text. A module of its own so that its inputs and output can be looked at.
+
+    Args:
+        window: the newest pairs that a position reads; None means all.
+    """
+
+    def __init__(self, config: ModelConfig, window: int | None = None):
+        super().__init__(config)
+        self.window = window
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *scalars: Tensor) -> Tensor:
+        """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`.
+
+        `scalars` are this module's own, where a cache has them ready.
+        """
+        beta = self.beta(queries.shape[2], keys.shape[2], *(scalars or self.scalars()))
+        dropout = self.dropout if self.training else 0.0
+        if self.window is not None:
+            return window_read(queries, keys, values, beta, self.window, dropout)
+        return ops.strict_past_read(queries, keys, values, beta, dropout)
+
+    def beta(self, num_queries: int, num_pairs: int, *scalars: Tensor) -> Tensor:
+        """Inverse bandwidths for the newest queries: (H,), or (H, T) where they grow with the pairs that each reads."""
+        if not self.adaptive:
+            return scalars[0]
+        seen = torch.arange(num_pairs - num_queries + 1, num_pairs + 1, device=scalars[0].device)
+        return ops.adaptive_bandwidth(*scalars, seen.clamp(1, self.window))
+
+    def scalars(self) -> tuple[Tensor, ...]:
+        """What `beta` is made of: (H,) each."""
+        return self.bandwidths()
+
+
+class SlotRead(_Kernel):
     """Retrieval from learned pairs."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.bandwidth = nn.Parameter(torch.empty(config.num_heads))  # beta, as above
+        super().__init__(config)
+        self.num_slots = config.num_slots
         self.scale = nn.Parameter(torch.empty(config.num_heads))  # alpha = exp(10 scale)
-        self.dropout = config.dropout
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor | None = None, alpha: Tensor | None = None
@@ -51,45 +88,115 @@ class SlotRead(nn.Module):
 
     def scalars(self) -> tuple[Tensor, Tensor]:
         """beta and alpha (H,)."""
-        return ops.inverse_bandwidth(self.bandwidth), ops.value_scale(self.scale)
+        beta, *growth = self.bandwidths()
+        if growth:  # the number of slots does not change
+            beta = ops.adaptive_bandwidth(beta, *growth, torch.tensor([self.num_slots], device=beta.device))[:, 0]
+        return beta, ops.value_scale(self.scale)
 
 
-class ContextualMemory(nn.Module):
-    """Stores a (key, value) pair per token and answers from the strict past (v1, contextual memory)."""
+class PairMemory(nn.Module):
+    """Stores a (key, value) pair per token and answers from the pairs of its window, heads side by side.
 
-    def __init__(self, config: ModelConfig):
+    Args:
+        window: `full` reads all earlier pairs (v1), `short` the newest ones, `long` those of some age (v2).
+
+    Attributes:
+        delay: age in tokens of the newest pair that is read; 1 is the strict past.
+        training_delay: the same while training, where it may be drawn anew at each step: see `Mosaic.begin_step`.
+    """
+
+    def __init__(self, config: ModelConfig, window: str = "full"):
         super().__init__()
-        self.keys = KeyExtractor(config)
+        self.keys = make_key_extractor(config)
         self.values = ValueExtractor(config)
-        self.read = PairRead(config)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=False)  # W_o
-        self.dropout = nn.Dropout(config.dropout)
+        self.read = PairRead(config, config.short_window if window == "short" else None)
+        self.delay = self.training_delay = config.long_delay if window == "long" else 1
 
-    def forward(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
-        if cache is None:
-            queries, stored_keys = ops.neighbours(self.keys(x))  # (B, H, T - 1, D)
-            reads = self.read(queries, stored_keys, self.values(x))
-        else:
-            reads = self._continue(x, cache)
-        reads = reads.transpose(1, 2).flatten(2)  # (B, T or T - 1, C)
-        if reads.shape[1] < x.shape[1]:  # y_0 = 0: the first token of all asks an empty memory
-            reads = torch.cat([torch.zeros_like(x[:, :1], dtype=reads.dtype), reads], dim=1)
-        return self.dropout(self.output(reads))
+    def recall(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
+        """Reads (B, T, C) for x (B, T, C), zero where the memory is empty. With a cache, x goes on from what it has."""
+        reads = self._begin(x) if cache is None else self._continue(x, cache)
+        reads = reads.transpose(1, 2).flatten(2)  # (B, T or less, C)
+        empty = x.shape[1] - reads.shape[1]
+        if empty:  # y_0 = 0: the first tokens of all ask an empty memory
+            reads = torch.cat([torch.zeros_like(x[:, :empty], dtype=reads.dtype), reads], dim=1)
+        return reads
+
+    def _begin(self, x: Tensor) -> Tensor:
+        """Reads (B, H, T - delay, D) of x (B, T, C), which begins the text."""
+        delay = self.training_delay if self.training else self.delay
+        keys, values = self.keys(x), self.values(x)
+        if delay == 1:
+            return self.read(*ops.neighbours(keys), values)
+        if x.shape[1] <= delay:
+            return values[:, :, :0]
+        queries, stored_keys = ops.neighbours(keys, delay)
+        return self.read(queries, stored_keys, values[:, :, : x.shape[1] - delay])
 
     def _continue(self, x: Tensor, cache: ContextualCache) -> Tensor:
-        """Reads (B, H, T, D) of x (B, T, C), or T - 1 where x begins the text; its pairs but the newest are stored."""
+        """Reads (B, H, T or less, D) of x (B, T, C), the newest; its pairs but the last are stored."""
         keys, values = self.keys(x, cache.keys), self.values(x, cache.values)
         queries, stored_keys = ops.neighbours(keys)
         if cache.pending_key is not None:
             queries = keys
             stored_keys = torch.cat([cache.pending_key, stored_keys], dim=2)
         cache.pending_key = keys[:, :, -1:]
-        return self.read(queries, *cache.pairs.append(stored_keys.to(values.dtype), values), *cache.scalars)
+        pairs = cache.pairs.append(stored_keys.to(values.dtype), values)
+        if self.delay > 1:
+            old = max(0, cache.pairs.length - self.delay + 1)  # pairs that the newest query may read
+            pairs = [tensor[:, :, :old] for tensor in pairs]
+            queries = queries[:, :, max(0, queries.shape[2] - old) :]
+            if not old:
+                return queries.to(values.dtype)
+        return self.read(queries, *pairs, *cache.scalars)
 
     def make_cache(self) -> ContextualCache:
         """An empty memory."""
-        return ContextualCache(self.keys.make_state(), self.values.make_state(), self.read.scalars())
+        pairs = GrowingPairs() if self.read.window is None else WindowPairs(self.read.window)
+        return ContextualCache(self.keys.make_state(), self.values.make_state(), self.read.scalars(), pairs)
+
+
+class ContextualMemory(PairMemory):
+    """One contextual memory of all earlier pairs, and W_o (v1, contextual memory)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.output = nn.Linear(config.d_model, config.d_model, bias=False)  # W_o
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
+        return self.dropout(self.output(self.recall(x, cache)))
+
+
+class WindowedMemory(nn.Module):
+    """Contextual memories with windows and parameters of their own; all their heads go through one W_o (v2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.names = config.memories
+        for name in self.names:
+            setattr(self, name, PairMemory(config, name))
+        self.output = nn.Linear(len(self.names) * config.d_model, config.d_model, bias=False)  # W_o
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: WindowedCache | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
+        caches = cache.memories if cache else [None] * len(self.names)
+        reads = [memory.recall(x, own) for memory, own in zip(self.memories(), caches, strict=True)]
+        return self.dropout(self.output(torch.cat(reads, dim=-1)))
+
+    def memories(self) -> list[PairMemory]:
+        """The memories, in the order in which W_o takes their heads."""
+        return [getattr(self, name) for name in self.names]
+
+    def make_cache(self) -> WindowedCache:
+        """Empty memories."""
+        return WindowedCache([memory.make_cache() for memory in self.memories()])
+
+
+def make_contextual_memory(config: ModelConfig) -> nn.Module:
+    """The contextual memory that the configuration names."""
+    return ContextualMemory(config) if config.windows == "full" else WindowedMemory(config)
 
 
 class PersistentMemory(nn.Module):
@@ -98,7 +205,7 @@ class PersistentMemory(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         slots = (config.num_heads, config.num_slots, config.head_dim)
-        self.keys = KeyExtractor(config)
+        self.keys = make_key_extractor(config)
         self.slot_keys = nn.Parameter(torch.empty(slots))  # P_k, not normalised
         self.slot_values = nn.Parameter(torch.empty(slots))  # P_v
         self.read = SlotRead(config)
@@ -114,3 +221,11 @@ class PersistentMemory(nn.Module):
     def make_cache(self) -> PersistentCache:
         """The state before the first token."""
         return PersistentCache(self.keys.make_state(), self.read.scalars())
+
+
+def make_persistent_memory(config: ModelConfig) -> nn.Module:
+    """The persistent memory that the configuration names."""
+    if config.persistent == "slots":
+        return PersistentMemory(config)
+    layer = {"swiglu": SwiGLU, "mlp": MLP}[config.persistent]
+    return layer(config.d_model, config.feedforward_dim, config.dropout)

@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ class LanguageModel(Protocol):
     def finish(self, x: Tensor) -> Tensor: ...
     def head(self, hidden: Tensor) -> Tensor: ...
     def make_cache(self): ...
+    def begin_step(self, seed: int, step: int) -> None: ...
 
 
 def build_model(config: ModelConfig) -> Mosaic | Transformer:
@@ -31,10 +31,11 @@ def build_model(config: ModelConfig) -> Mosaic | Transformer:
 def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats per token, computed in float32; logits (B, T, V), targets (B, T).
 
-    `reduction` is `mean`, or `none` for the loss of each token (B, T).
+    A target of -100 does not count and costs 0. `reduction` is `mean` over those that count, `sum`, or `none` for the
+    loss of each token (B, T).
     """
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
-    return loss if reduction == "mean" else loss.view_as(targets)
+    return loss.view_as(targets) if reduction == "none" else loss
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -42,12 +43,22 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@torch.no_grad()
 def flops_per_token(config: ModelConfig) -> int:
     """Floating-point operations of a forward pass per token of a full window: two per weight used, and the reads.
 
-    Training takes three times as many. The reads of the past average half a window: 2 products of C per pair.
+    Training takes three times as many. A read costs 2 products of C per pair.
     """
-    C, N, T = config.d_model, config.num_layers, config.context_length
-    weights = N * (5 * C * C + 2 * config.num_slots * C) + config.vocab_size * C
-    return 2 * weights + N * 2 * C * T
+    C, N = config.d_model, config.num_layers
+    weights = N * config.block_weights + config.vocab_size * C
+    memories = config.memories if config.kind == "mosaic" else ("full",)
+    return 2 * weights + round(N * 4 * C * sum(_mean_pairs(memory, config) for memory in memories))
+
+
+def _mean_pairs(memory: str, config: ModelConfig) -> float:
+    """Pairs that a position reads, averaged over a window of T tokens; where all are read, half a window."""
+    T = config.context_length
+    if memory == "short":
+        filling = min(T, config.short_window)
+        return (filling * filling / 2 + (T - filling) * filling) / T
+    held = T if memory == "full" else max(0, T - config.long_delay)
+    return held * held / 2 / T

@@ -1,27 +1,32 @@
-"""The language model of Memory Mosaics and its starting values (arXiv 2405.06394)."""
+"""The language model of Memory Mosaics (arXiv 2405.06394, 2507.03285)."""
 
 import math
+import random
 
 import torch
 from torch import Tensor, nn
 
-from mosaic_cli.core.cache import ContextualCache, MemoryCache, PersistentCache
+from mosaic_cli.core.cache import ContextualCache, MemoryCache, PersistentCache, WindowedCache
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.memory import ContextualMemory, PersistentMemory
+from mosaic_cli.core.initial import draw_starting_values
+from mosaic_cli.core.memory import make_contextual_memory, make_persistent_memory
 
 
 class Block(nn.Module):
-    """x += contextual(LN x); x += persistent(LN x). Holds 12 C^2 weights when M = 3.5 C."""
+    """x += contextual(LN x); x += persistent(LN x). Holds 12 C^2 weights in v1 when M = 3.5 C."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.contextual_norm = nn.LayerNorm(config.d_model, bias=False)
-        self.contextual = ContextualMemory(config)
+        self.contextual = make_contextual_memory(config)
         self.persistent_norm = nn.LayerNorm(config.d_model, bias=False)
-        self.persistent = PersistentMemory(config)
+        self.persistent = make_persistent_memory(config)
 
     def forward(
-        self, x: Tensor, contextual: ContextualCache | None = None, persistent: PersistentCache | None = None
+        self,
+        x: Tensor,
+        contextual: ContextualCache | WindowedCache | None = None,
+        persistent: PersistentCache | None = None,
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         x = x + self.contextual(self.contextual_norm(x), contextual)
@@ -42,7 +47,7 @@ class Mosaic(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.d_model, bias=False)
         self.logit_scale = 1 / math.sqrt(config.d_model) if config.init == "paper" else 1.0
-        self.reset_parameters()
+        draw_starting_values(self.embedding.weight, self.blocks, config)
 
     def forward(self, tokens: Tensor, cache: MemoryCache | None = None) -> Tensor:
         """Logits (B, T, V) for integers (B, T). With a cache, the tokens continue those it has read."""
@@ -73,24 +78,14 @@ class Mosaic(nn.Module):
             [block.persistent.make_cache() for block in self.blocks],
         )
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw starting values: those of the authors' main code (`paper`) or of their nanoGPT derivative (`gpt2`)."""
+    def begin_step(self, seed: int, step: int) -> None:
+        """Draw from what age on long-term memories read in a training step: one number for all of them (v2).
+
+        A function of seed and step alone, so a run that is taken up draws the same.
+        """
         config = self.config
-        paper = config.init == "paper"
-        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(config.d_model) if paper else 0.02)
-        for name, parameter in self.blocks.named_parameters():
-            kind = name.rsplit(".", 1)[-1] if not name.endswith(".weight") else name.split(".")[-2]
-            if kind in ("project", "output"):
-                depth = 1 if kind == "project" else math.sqrt(config.num_layers if paper else 2 * config.num_layers)
-                nn.init.normal_(parameter, std=(1 / math.sqrt(config.d_model) if paper else 0.02) / depth)
-            elif kind in ("slot_keys", "slot_values"):
-                nn.init.normal_(parameter, std=1 / math.sqrt(config.head_dim))
-            elif kind == "leak":
-                parameter.copy_(torch.linspace(0.5, 5, config.num_heads) / 10)  # lambda from 0.61 to 0.0067
-            elif kind == "bandwidth":
-                parameter.fill_(0.1)  # beta = e^2
-            elif kind == "scale":
-                parameter.fill_(-0.05)  # alpha = e^-0.5
-            elif kind == "peek":
-                nn.init.uniform_(parameter)
+        if config.max_long_delay is None:
+            return
+        delay = random.Random(f"{seed}:{step}").randint(config.long_delay, config.max_long_delay)
+        for block in self.blocks:
+            block.contextual.long.training_delay = delay

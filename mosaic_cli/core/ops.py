@@ -2,7 +2,7 @@
 
 Shapes, here and in all of core:
     B batch    T tokens of this call    S stored pairs    C model width    H heads    D head width    M slots
-Source of the equations: arXiv 2405.06394 ("v1"); docs/equations.md lists them with the functions.
+Sources: arXiv 2405.06394 ("v1") and 2507.03285 ("v2"); docs/equations.md lists the equations with the functions.
 """
 
 import torch
@@ -25,6 +25,24 @@ def inverse_bandwidth(theta: Tensor) -> Tensor:
 def value_scale(theta: Tensor) -> Tensor:
     """alpha = exp(10 theta) (H,)."""
     return torch.exp(10 * theta)
+
+
+def value_scale_at_least_one(theta: Tensor) -> Tensor:
+    """alpha = exp(min(|theta|, 15)) (H,), at least 1 (v2).
+
+    At theta = 0, where it starts, |theta| counts as rising: with autograd's slope of 0 it could never leave its start.
+    """
+    return torch.exp(torch.where(theta < 0, -theta, theta).clamp(max=15))
+
+
+def bandwidth_growth(floor: Tensor, growth: Tensor, power: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """beta_0 = exp(min(floor, 10)), beta_1 = exp(min(growth, 10)) and a = min(|power|, 1) (H,) (v2)."""
+    return torch.exp(floor.clamp(max=10)), torch.exp(growth.clamp(max=10)), power.abs().clamp(max=1)
+
+
+def adaptive_bandwidth(beta_0: Tensor, beta_1: Tensor, a: Tensor, pairs: Tensor) -> Tensor:
+    """beta = beta_1 n^a + beta_0 (H, T) for memories of n >= 1 pairs (T,): sharper as they fill (v2)."""
+    return torch.addcmul(beta_0[:, None], beta_1[:, None], pairs.to(a.dtype) ** a[:, None])
 
 
 def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None, reverse: bool = False) -> Tensor:
@@ -94,59 +112,116 @@ def _norm(x: Tensor) -> Tensor:
 
 def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
     """The normalised leaky average of x (B, T, H, D): keys (B, H, T, D), in float32 or better (v1)."""
+    if torch.compiler.is_compiling():
+        return _compiled_leaky_keys(x, rate)[0].transpose(1, 2)
     if not torch.is_grad_enabled():
-        return normalise(leaky_average(x, rate))
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return _LeakyKeys.apply(x.to(dtype), rate.to(dtype))
+        return _keys_forward(x, rate)[0]
+    return _LeakyKeys.apply(x, rate)
 
 
-class _LeakyKeys(torch.autograd.Function):
-    """Averaging and normalising with the gradient written out: autograd would record a dozen small steps.
+def _keys_forward(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (B, H, T, D) and the averages' lengths (B, H, T, 1)."""
+    average = leaky_average(x, rate)
+    norm = _norm(average)
+    return average / norm, norm
+
+
+def _keys_backward(gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by x (B, T, H, D) and by rate (H,).
 
     The gradient of a recurrence is the recurrence run backwards: with g the gradient by the averages a,
     G_t = g_t + lambda G_{t+1} is the gradient by x_t, and the sum of G_t . a_{t-1} that by lambda.
     """
+    along = (gradient * keys).sum(dim=-1, keepdim=True)
+    by_average = torch.addcmul(gradient, keys, along, value=-1).div_(norm)  # (B, H, T, D)
+    by_x = leaky_average(by_average.transpose(1, 2), rate, reverse=True)  # (B, H, T, D)
+    dots = (by_x[:, :, 1:] * keys[:, :, :-1]).sum(dim=-1, keepdim=True).mul_(norm[:, :, :-1])
+    return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
+
+
+class _LeakyKeys(torch.autograd.Function):
+    """Averaging and normalising with the gradient written out: autograd would record a dozen small steps."""
 
     @staticmethod
     def forward(ctx, x: Tensor, rate: Tensor) -> Tensor:
-        average = leaky_average(x, rate)
-        norm = _norm(average)
-        keys = average / norm
+        keys, norm = _keys_forward(x, rate)
         ctx.save_for_backward(keys, norm, rate)
+        ctx.dtype = x.dtype
         return keys
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        keys, norm, rate = ctx.saved_tensors
-        along = (gradient * keys).sum(dim=-1, keepdim=True)
-        by_average = torch.addcmul(gradient, keys, along, value=-1).div_(norm)  # (B, H, T, D)
-        by_x = leaky_average(by_average.transpose(1, 2), rate, reverse=True)  # (B, H, T, D)
-        dots = (by_x[:, :, 1:] * keys[:, :, :-1]).sum(dim=-1, keepdim=True).mul_(norm[:, :, :-1])
-        return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
+        by_x, by_rate = _keys_backward(gradient, *ctx.saved_tensors)
+        return by_x.to(ctx.dtype), by_rate
 
 
-def neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x_1 .. x_{T-1} and x_0 .. x_{T-2} of x (B, H, T, D), as views."""
-    return _Neighbours.apply(x) if torch.is_grad_enabled() else (x[:, :, 1:], x[:, :, :-1])
+# The compiler sees the keys as one step that it cannot look into: the recursion over chunks would be compiled anew for
+# every number of its levels, and there is little in it to fuse. Memory is laid out (B, T, H, D), whatever T is.
+@torch.library.custom_op("mosaic::leaky_keys", mutates_args=())
+def _compiled_leaky_keys(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    keys, norm = _keys_forward(x, rate)
+    return keys.transpose(1, 2).contiguous(), norm.transpose(1, 2).contiguous()
+
+
+@torch.library.custom_op("mosaic::leaky_keys_backward", mutates_args=())
+def _compiled_leaky_keys_backward(
+    gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    by_x, by_rate = _keys_backward(*(tensor.transpose(1, 2) for tensor in (gradient, keys, norm)), rate)
+    return by_x.to(dtype).contiguous(), by_rate
+
+
+@_compiled_leaky_keys.register_fake
+def _(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    keys = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    return keys, keys.new_empty(*x.shape[:-1], 1)
+
+
+@_compiled_leaky_keys_backward.register_fake
+def _(gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty(keys.shape, dtype=dtype, device=keys.device), torch.empty_like(rate)
+
+
+def _save_keys(ctx, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, inputs[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _differentiate_keys(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    return _compiled_leaky_keys_backward(gradient, *ctx.saved_tensors, ctx.dtype)
+
+
+_compiled_leaky_keys.register_autograd(_differentiate_keys, setup_context=_save_keys)
+
+
+def neighbours(x: Tensor, delay: int = 1) -> tuple[Tensor, Tensor]:
+    """x_d .. x_{T-1} and x_0 .. x_{T-1-d} of x (B, H, T, D), as views; d is the delay, less than T."""
+    return _Neighbours.apply(x, delay) if _records_eagerly() else (x[:, :, delay:], x[:, :, :-delay])
+
+
+def _records_eagerly() -> bool:
+    """Whether a written-out gradient pays: the compiler fuses what autograd records just as well."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _Neighbours(torch.autograd.Function):
     """Two overlapping slices whose gradients are added in place: two passes over memory instead of five."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[:, :, 1:], x[:, :, :-1]
+    def forward(ctx, x: Tensor, delay: int) -> tuple[Tensor, Tensor]:
+        ctx.delay = delay
+        return x[:, :, delay:], x[:, :, :-delay]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, later: Tensor, earlier: Tensor) -> Tensor:
+    def backward(ctx, later: Tensor, earlier: Tensor) -> tuple[Tensor, None]:
         B, H, T, D = later.shape
-        gradient = later.new_empty(B, T + 1, H, D).transpose(1, 2)
-        gradient[:, :, 1:] = later
-        gradient[:, :, 0] = 0
-        gradient[:, :, :-1] += earlier
-        return gradient
+        gradient = later.new_empty(B, T + ctx.delay, H, D).transpose(1, 2)
+        gradient[:, :, ctx.delay :] = later
+        gradient[:, :, : ctx.delay] = 0
+        gradient[:, :, : -ctx.delay] += earlier
+        return gradient, None
 
 
 def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
@@ -161,7 +236,7 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(content.dtype, torch.float32)
     content, gamma, alpha = content.to(dtype), gamma.to(dtype).view(-1, 1, 1), alpha.to(dtype).view(-1, 1, 1)
-    if torch.is_grad_enabled():
+    if _records_eagerly():
         return _PeekedValues.apply(content, gamma, alpha)
     mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
     return mixed * (alpha / _norm(mixed))
@@ -203,17 +278,19 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     Args:
         queries: (B, H, T, D).
         keys, values: (B, H, S, D) with S >= T.
-        beta: (H,) inverse bandwidth.
+        beta: (H,) inverse bandwidth, or (H, T) where it depends on the position.
         dropout: probability of dropping a retrieval weight.
 
     Returns:
         (B, H, T, D) in the dtype of `values`.
     """
     T, S = queries.shape[2], keys.shape[2]
-    queries = (queries * beta.view(-1, 1, 1)).to(values.dtype)
+    queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
-    if T in (S, 1):
-        return _attend(queries, keys, values, dropout, is_causal=T > 1)
+    if T == 1:
+        return _attend(queries, keys, values, dropout)
+    if T == S:
+        return _attend(queries, keys, values, dropout, is_causal=True)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
     return _attend(queries, keys, values, dropout, attn_mask=visible)
 
@@ -237,7 +314,8 @@ def slot_read(
     """
     B, H, T, D = queries.shape
     dtype, beta, alpha = values.dtype, beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
-    scale_slots = keys.shape[1] < B * T
+    # a compiled model keeps to one side for every T, lest it be compiled twice
+    scale_slots = T > 1 if torch.compiler.is_compiling() else keys.shape[1] < B * T
     keys, values = (keys * beta, values * alpha) if scale_slots else (keys, values)
     queries = queries if scale_slots else queries * beta
     queries = queries.to(dtype)

@@ -1,9 +1,11 @@
 """The paper as loops: slow, in float64, in the order of the equations. Everything fast is tested against this file.
 
-One sequence at a time; the names of the weights are those of `Mosaic.state_dict()`. Source: arXiv 2405.06394.
+One sequence at a time; the names of the weights are those of `Mosaic.state_dict()`. Sources: arXiv 2405.06394
+("v1") and, where it is named, arXiv 2507.03285 ("v2").
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +18,15 @@ def leaky_average(x: Tensor, rate: Tensor) -> Tensor:
     average, averages = torch.zeros_like(x[0]), []
     for x_t in x:
         average = x_t + torch.exp(-rate)[:, None] * average
+        averages.append(average)
+    return torch.stack(averages)
+
+
+def gated_average(x: Tensor, log_gate: Tensor, rate: Tensor) -> Tensor:
+    """k_bar_T = g_T x_T + exp(-rate_T) k_bar_{T-1} (v2); x (T, H, D), log_gate and rate (T, H) -> (T, H, D)."""
+    average, averages = torch.zeros_like(x[0]), []
+    for x_t, log_gate_t, rate_t in zip(x, log_gate, rate, strict=True):
+        average = torch.exp(log_gate_t)[:, None] * x_t + torch.exp(-rate_t)[:, None] * average
         averages.append(average)
     return torch.stack(averages)
 
@@ -40,14 +51,25 @@ def kernel_regression(query: Tensor, keys: Tensor, values: Tensor, beta: Tensor)
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def strict_past_read(keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
-    """y_T = f(k_T) over the pairs (k_t, v_t), t < T; keys (T, H, D), values (T-1, H, D), beta (H,) -> (T, H, D)."""
-    return torch.stack(
-        [
-            torch.stack([kernel_regression(keys[T, h], keys[:T, h], values[:T, h], beta[h]) for h in range(len(beta))])
-            for T in range(len(keys))
-        ]
-    )
+def adaptive_bandwidth(floor: Tensor, growth: Tensor, power: Tensor, pairs: int) -> Tensor:
+    """beta = beta_1 n^a + beta_0 for n pairs, beta_0 = exp(min(floor, 10)), beta_1 = exp(min(growth, 10)),
+    a = min(|power|, 1) (v2); all (H,)."""
+    return torch.exp(growth.clamp(max=10)) * pairs ** power.abs().clamp(max=1) + torch.exp(floor.clamp(max=10))
+
+
+def strict_past_read(
+    keys: Tensor, values: Tensor, beta: Callable[[int], Tensor], delay: int = 1, window: int | None = None
+) -> Tensor:
+    """y_T = f(k_T) over the pairs (k_t, v_t), t <= T - delay; keys (T, H, D), values (T-1, H, D) -> (T, H, D).
+
+    `beta` gives the inverse bandwidths (H,) of a memory of n pairs. With a `window`, only t >= T - window (v2).
+    """
+    reads = []
+    for T in range(len(keys)):
+        seen = slice(0 if window is None else max(0, T - window), max(0, T - delay + 1))
+        k, v, betas = keys[seen], values[seen], beta(len(keys[seen]))
+        reads.append([kernel_regression(keys[T, h], k[:, h], v[:, h], betas[h]) for h in range(keys.shape[1])])
+    return torch.stack([torch.stack(heads) for heads in reads])
 
 
 def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor) -> Tensor:
@@ -60,11 +82,23 @@ def slot_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor) -> Te
     )
 
 
-def extract_keys(x: Tensor, weight: Tensor, theta_leak: Tensor) -> Tensor:
-    """k_T = k_bar_T / |k_bar_T|, unit length; x (T, C), weight (C, C), theta_leak (H,) -> (T, H, D)."""
-    projected = (x @ weight.T).view(len(x), len(theta_leak), -1)
-    averages = leaky_average(projected, (10 * theta_leak).abs())
-    return averages / averages.norm(dim=-1, keepdim=True)
+def extract_keys(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
+    """k_T = k_bar_T / |k_bar_T|, unit length, or k_bar_T itself without `normalised_keys`; x (T, C) -> (T, H, D)."""
+    keys = (x @ weights[f"{prefix}.project.weight"].T).view(len(x), config.num_heads, -1)
+    if config.key_extractor == "leaky":
+        keys = leaky_average(keys, (10 * weights[f"{prefix}.leak"]).abs())
+    if config.key_extractor == "gated":
+        log_gate, rate = x @ weights[f"{prefix}.gate.weight"].T, (x @ weights[f"{prefix}.decay.weight"].T).abs()
+        keys = gated_average(keys, log_gate, rate)
+    return keys / keys.norm(dim=-1, keepdim=True) if config.normalised_keys else keys
+
+
+def bandwidth(weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Callable[[int], Tensor]:
+    """The inverse bandwidths (H,) of a memory, as a function of the pairs in it."""
+    if config.bandwidth == "adaptive":
+        scalars = [weights[f"{prefix}.bandwidth_{name}"] for name in ("floor", "growth", "power")]
+        return lambda pairs: adaptive_bandwidth(*scalars, pairs)
+    return lambda pairs: torch.exp(2 * (10 * weights[f"{prefix}.bandwidth"]).clamp(max=5))
 
 
 def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -73,24 +107,48 @@ def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
     return weight * centred / torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + 1e-5)
 
 
-def contextual_memory(x: Tensor, weights: dict[str, Tensor], prefix: str) -> Tensor:
-    """A contextual memory's output W_o concat_h y_T before dropout; x (T, C) -> (T, C)."""
-    keys = extract_keys(x, weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"])
-    gamma = weights[f"{prefix}.values.peek"]
-    alpha = torch.exp(10 * weights[f"{prefix}.values.scale"])
-    content = (x @ weights[f"{prefix}.values.project.weight"].T).view(len(x), len(gamma), -1)
-    beta = torch.exp(2 * (10 * weights[f"{prefix}.read.bandwidth"]).clamp(max=5))
-    reads = strict_past_read(keys, peeked_values(content, gamma, alpha), beta)
-    return reads.flatten(1) @ weights[f"{prefix}.output.weight"].T
+def pair_memory(
+    x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig, delay: int = 1, window: int | None = None
+) -> Tensor:
+    """The reads of one contextual memory, heads side by side; x (T, C) -> (T, C)."""
+    keys = extract_keys(x, weights, f"{prefix}.keys", config)
+    gamma = weights[f"{prefix}.values.peek"] if config.peek else torch.ones(config.num_heads, dtype=x.dtype)
+    scale = weights[f"{prefix}.values.scale"]
+    alpha = torch.exp(10 * scale) if config.value_scale == "free" else torch.exp(scale.abs().clamp(max=15))
+    content = (x @ weights[f"{prefix}.values.project.weight"].T).view(len(x), config.num_heads, -1)
+    values = peeked_values(content, gamma, alpha)
+    return strict_past_read(keys, values, bandwidth(weights, f"{prefix}.read", config), delay, window).flatten(1)
 
 
-def persistent_memory(x: Tensor, weights: dict[str, Tensor], prefix: str) -> Tensor:
+def contextual_memory(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
+    """A block's contextual memories, W_o concat_h y_T before dropout; x (T, C) -> (T, C)."""
+    if config.windows == "full":
+        reads = [pair_memory(x, weights, prefix, config)]
+    else:
+        windows = {"short": (1, config.short_window), "long": (config.long_delay, None)}
+        reads = [pair_memory(x, weights, f"{prefix}.{name}", config, *windows[name]) for name in config.memories]
+    return torch.cat(reads, dim=1) @ weights[f"{prefix}.output.weight"].T
+
+
+def persistent_memory(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
     """A persistent memory's output before dropout; x (T, C) -> (T, C)."""
-    keys = extract_keys(x, weights[f"{prefix}.keys.project.weight"], weights[f"{prefix}.keys.leak"])
-    beta = torch.exp(2 * (10 * weights[f"{prefix}.read.bandwidth"]).clamp(max=5))
+    if config.persistent != "slots":
+        return feedforward(x, weights, prefix, config)
+    keys = extract_keys(x, weights, f"{prefix}.keys", config)
+    beta = bandwidth(weights, f"{prefix}.read", config)(config.num_slots)
     alpha = torch.exp(10 * weights[f"{prefix}.read.scale"])
     reads = slot_read(keys, weights[f"{prefix}.slot_keys"], weights[f"{prefix}.slot_values"], beta)
     return (alpha[:, None] * reads).flatten(1) @ weights[f"{prefix}.output.weight"].T
+
+
+def feedforward(x: Tensor, weights: dict[str, Tensor], prefix: str, config: ModelConfig) -> Tensor:
+    """W_2 GELU(W_1 x), or for SwiGLU W_2 (SiLU(W_1 x) * W_3 x); x (T, C) -> (T, C)."""
+    hidden = x @ weights[f"{prefix}.project.weight"].T
+    if config.persistent == "mlp":
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    else:
+        hidden = hidden / (1 + torch.exp(-hidden)) * (x @ weights[f"{prefix}.gated.weight"].T)
+    return hidden @ weights[f"{prefix}.output.weight"].T
 
 
 def mosaic_logits(tokens: Tensor, weights: dict[str, Tensor], config: ModelConfig) -> Tensor:
@@ -100,8 +158,8 @@ def mosaic_logits(tokens: Tensor, weights: dict[str, Tensor], config: ModelConfi
     for layer in range(config.num_layers):
         block = f"blocks.{layer}"
         normed = layer_norm(x, weights[f"{block}.contextual_norm.weight"])
-        x = x + contextual_memory(normed, weights, f"{block}.contextual")
+        x = x + contextual_memory(normed, weights, f"{block}.contextual", config)
         normed = layer_norm(x, weights[f"{block}.persistent_norm.weight"])
-        x = x + persistent_memory(normed, weights, f"{block}.persistent")
+        x = x + persistent_memory(normed, weights, f"{block}.persistent", config)
     logits = layer_norm(x, weights["norm.weight"]) @ weights["embedding.weight"].T
     return logits / math.sqrt(config.d_model) if config.init == "paper" else logits

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mosaic_cli.core.cache import AttentionCache, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
+from mosaic_cli.core.feedforward import MLP
 from mosaic_cli.errors import UsageError
 
 
@@ -21,15 +22,13 @@ class CausalRead(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The newest T of S positions: queries (B, H, T, D), keys and values (B, H, S, D) -> reads (B, H, T, D)."""
         T, S = queries.shape[2], keys.shape[2]
-        mask = None if T in (S, 1) else torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
-        return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=T == S and T > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        mask: dict[str, object] = {}
+        if T == S:
+            mask = {"is_causal": True}
+        elif T > 1:
+            mask = {"attn_mask": torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)}
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, **mask)
 
 
 class CausalAttention(nn.Module):
@@ -52,20 +51,6 @@ class CausalAttention(nn.Module):
         return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
 
 
-class MLP(nn.Module):
-    """Two linear maps with a GELU between them."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.project = nn.Linear(config.d_model, config.hidden_dim, bias=False)
-        self.output = nn.Linear(config.hidden_dim, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        return self.dropout(self.output(F.gelu(self.project(x))))
-
-
 class TransformerBlock(nn.Module):
     """x += attention(LN x); x += MLP(LN x)."""
 
@@ -74,7 +59,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(config.d_model, bias=False)
         self.attention = CausalAttention(config)
         self.mlp_norm = nn.LayerNorm(config.d_model, bias=False)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.d_model, config.hidden_dim, config.dropout)
 
     def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
@@ -134,6 +119,9 @@ class Transformer(nn.Module):
     def make_cache(self) -> AttentionCache:
         """An empty cache. It takes batch size, dtype and device from what it first stores."""
         return AttentionCache([GrowingPairs() for _ in self.blocks])
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """A training step of a transformer draws nothing but dropout."""
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

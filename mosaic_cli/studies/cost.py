@@ -12,7 +12,7 @@ from mosaic_cli.runs.directory import locate_run
 from mosaic_cli.studies.collect import choose
 from mosaic_cli.studies.outcome import State, read_outcome
 from mosaic_cli.studies.plan import Cell, Chosen, Plan, PlannedRun, parameters_of
-from mosaic_cli.training.cost import expected_vocab, step_seconds
+from mosaic_cli.training.cost import expected_vocab, first_batch, step_seconds
 from mosaic_cli.training.setup import new_model
 
 ENDED = ("done", "diverged")
@@ -60,12 +60,12 @@ def _cell_cost(recipe: Recipe, cell: Cell, runs: int, left: float) -> CellCost:
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
     vocab_size, _ = expected_vocab(recipe)
     config = recipe.model.with_vocab(vocab_size)
-    step_tokens, steps = recipe.train.batch_size * recipe.model.context_length, recipe.train.max_steps
+    batch, steps = first_batch(recipe, vocab_size), recipe.train.max_steps
     seconds = None
     if left:
-        a_step = step_seconds(new_model(recipe, vocab_size, placement), recipe, vocab_size, placement)
-        seconds = a_step * (steps + _validation_steps(recipe, step_tokens))
-    tokens = step_tokens * steps
+        a_step = step_seconds(new_model(recipe, vocab_size, placement), batch, recipe.train, placement)
+        seconds = a_step * (steps + _validation_steps(recipe, batch.asked))
+    tokens = batch.asked * steps
     flops = 3 * tokens * flops_per_token(config)
     return CellCost(cell.label, runs, left, parameters_of(config), tokens, flops, seconds)
 

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel, next_token_loss
-from mosaic_cli.data.batches import Tokens, WindowBatches
+from mosaic_cli.data.batches import Batch, Tokens
+from mosaic_cli.data.rows import Rows, batches_of
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import DataError, NonFiniteError, UsageError
@@ -34,7 +34,7 @@ class StepReport:
     grad_norm: float
     """Norm of the gradient before clipping."""
     tokens: int
-    """Tokens trained on since the run began."""
+    """Tokens trained to predict since the run began."""
     seconds: float
     """Wall time of this step, without validation and saving."""
     validation: LanguageResult | None = None
@@ -53,7 +53,7 @@ class Trainer:
     Args:
         run: where checkpoints and metrics go.
         model: on the placement's device, with its starting values.
-        tokens: the train and val splits.
+        tokens: the train and val splits, both a text or both rows.
         tokenizer: that made the tokens.
         num_val_bytes: bytes of the val split's text, for bits per byte.
 
@@ -65,7 +65,7 @@ class Trainer:
         self,
         run: Run,
         model: LanguageModel,
-        tokens: dict[str, Tokens],
+        tokens: dict[str, Tokens | Rows],
         tokenizer: Tokenizer,
         train: TrainSection,
         placement: Placement,
@@ -75,7 +75,9 @@ class Trainer:
         self.run, self.model, self.train, self.placement = run, model, train, placement
         self.tokens, self.tokenizer, self.num_val_bytes = tokens, tokenizer, num_val_bytes
         self.optimizer = make_optimizer(model, train)
-        self.batches = WindowBatches(tokens["train"], model.config.context_length, train.batch_size, train.seed)
+        self.batches = batches_of(tokens["train"], model.config.context_length, train.batch_size, train.seed)
+        if train.compile:  # a long-term memory's delay changes from step to step: compiled once for all, not for each
+            torch._dynamo.config.allow_unspec_int_on_nn_module = True
         self.compute = torch.compile(model) if train.compile else model
         self.state = TrainingState()
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
@@ -140,7 +142,9 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         rate = learning_rate(self.state.step, self.train)
-        loss = backward(self.compute, next(self.batches), self.train, self.placement)
+        self.model.begin_step(self.train.seed, self.state.step)
+        batch = next(self.batches)
+        loss = backward(self.compute, batch, self.train, self.placement)
         try:
             norm = update(self.model, self.optimizer, self.train, rate, loss)
         except NonFiniteError as error:
@@ -148,7 +152,7 @@ class Trainer:
                 f"step {self.state.step + 1}: {error.message}", where=error.where, hint=error.hint
             ) from error
         self.state.step += 1
-        self.state.tokens += self.train.batch_size * self.model.config.context_length
+        self.state.tokens += batch.asked
         return loss, rate, norm, time.perf_counter() - started
 
     def _validate(self) -> tuple[LanguageResult | None, bool]:
@@ -220,20 +224,14 @@ class Trainer:
         self.run.log(**line)
 
 
-def backward(
-    model: Callable[[Tensor], Tensor], windows: np.ndarray, train: TrainSection, placement: Placement
-) -> float:
-    """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token.
-
-    `windows` is (batch_size, context_length + 1): inputs and, one step on, targets.
-    """
-    batch = torch.from_numpy(windows).to(placement.device, non_blocking=True)
-    micro_batches = batch.split(train.micro_batch_size or train.batch_size)
+def backward(model: Callable[[Tensor], Tensor], batch: Batch, train: TrainSection, placement: Placement) -> float:
+    """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token."""
     total = torch.zeros((), device=placement.device)
-    for micro in micro_batches:
+    for micro in batch.parts(train.micro_batch_size or train.batch_size):
+        inputs, targets = (torch.from_numpy(array).to(placement.device, non_blocking=True) for array in micro)
         with placement.autocast():
-            logits = model(micro[:, :-1])
-        loss = next_token_loss(logits, micro[:, 1:]) / len(micro_batches)
+            logits = model(inputs)
+        loss = next_token_loss(logits, targets, "sum") / batch.asked
         loss.backward()
         total += loss.detach()
     return total.item()

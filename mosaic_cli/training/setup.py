@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from mosaic_cli.core.model import LanguageModel, build_model, count_parameters
-from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards, open_split
+from mosaic_cli.data.rows import Rows, open_data
+from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement, machine_words
 from mosaic_cli.errors import UsageError
@@ -126,19 +127,18 @@ def data_differences(recipe: Recipe) -> list[str]:
 class _Data(NamedTuple):
     manifest: Manifest
     tokenizer: Tokenizer
-    tokens: dict[str, TokenShards]
+    tokens: dict[str, TokenShards | Rows]
 
 
 def _open_data(folder: Path) -> _Data:
-    tokens = {split: open_split(folder, split) for split in SPLITS}  # checks every file, the tokenizer's too
+    tokens = {split: open_data(folder, split) for split in SPLITS}  # checks every file, the tokenizer's too
     return _Data(Manifest.load(folder), Tokenizer.load(folder / "tokenizer.json"), tokens)
 
 
 def _trainer(run: Run, recipe: Recipe, data: _Data, placement: Placement) -> Trainer:
     model = new_model(recipe, data.tokenizer.vocab_size, placement)
-    return Trainer(
-        run, model, data.tokens, data.tokenizer, recipe.train, placement, num_val_bytes=data.manifest.val.bytes
-    )
+    num_val_bytes = data.manifest.val.bytes if data.manifest.rows is None else None
+    return Trainer(run, model, data.tokens, data.tokenizer, recipe.train, placement, num_val_bytes=num_val_bytes)
 
 
 def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:

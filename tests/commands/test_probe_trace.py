@@ -1,5 +1,6 @@
 """`mosaic probe trace`: what is promised of its object, its options, where it writes, and what it refuses."""
 
+import itertools
 import json
 import math
 
@@ -73,6 +74,21 @@ def test_a_target_and_its_lead(world, mosaic):
     assert lead["logit"] == pytest.approx(one["logit"] - other["logit"], abs=1e-5)
     assert lead["completeness_error"] < 1e-4
     assert mosaic(*TINY, TEXT, "--target", "<|endoftext|>", "--json").json["target"] == "<|endoftext|>"
+
+
+def test_a_token_taken_without_its_space_is_noted_where_the_other_is_likelier(world, mosaic):
+    words = ("--set", "data.tokenizer=bpe", "--set", "data.vocab_size=290", "--set", "data.dir=data/words")
+    assert mosaic("train", "tiny.yaml", "--run", "words", "--steps", 1, *words).code == 0
+    noted = set()
+    for letter, prompt in itertools.product("bh", ("the", "bb", "hh")):  # " b" and " h" are tokens too
+        asked = ("probe", "trace", "--ckpt", "words", prompt, "--json", "--target")
+        plain, spaced = mosaic(*asked, letter), mosaic(*asked, f" {letter}")
+        assert (plain.json["target"], spaced.json["target"]) == (letter, f" {letter}")
+        note = f'--target {letter}: "{letter}" as written'
+        assert (note in plain.err) == (spaced.json["logit"] > plain.json["logit"])
+        assert "as written" not in spaced.err
+        noted.add(note in plain.err)
+    assert noted == {True, False}
 
 
 def test_the_prompt_may_come_from_three_places(world, mosaic):

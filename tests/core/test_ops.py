@@ -73,7 +73,7 @@ def test_strict_past_read_is_kernel_regression(T):
     keys = keys.detach().requires_grad_()
     slow = torch.stack(
         [
-            reference.strict_past_read(k.transpose(0, 1), v.transpose(0, 1), beta).transpose(0, 1)
+            reference.strict_past_read(k.transpose(0, 1), v.transpose(0, 1), lambda _: beta).transpose(0, 1)
             for k, v in zip(keys, values, strict=True)
         ]
     )

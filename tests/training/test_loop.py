@@ -1,6 +1,7 @@
 """The training loop: gradients of the whole batch, what is reported, saved and kept, and when it refuses."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import build_model, next_token_loss
+from mosaic_cli.data.batches import Batch
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import choose_placement
 from mosaic_cli.errors import NonFiniteError, UsageError
@@ -20,25 +22,27 @@ LETTERS = "abcdefg"
 QUICK = {"batch_size": 2, "warmup_steps": 0, "log_interval": 1, "max_steps": 6, "eval_interval": 2, "save_interval": 2}
 
 
-def _model(kind="mosaic"):
+SHAPE = {"num_layers": 1, "num_heads": 2, "d_model": 8, "num_slots": 4, "context_length": 6, "vocab_size": 8}
+V2 = {"preset": "v2", "short_window": 2, "long_delay": 1, "max_long_delay": 4, "dropout": 0.1}
+
+
+def _model(kind="mosaic", **keys):
     torch.manual_seed(0)
-    return build_model(
-        ModelConfig(kind=kind, num_layers=1, num_heads=2, d_model=8, num_slots=4, context_length=6, vocab_size=8)
-    )
+    return build_model(ModelConfig(kind=kind, **SHAPE, **keys))
 
 
 @pytest.fixture
 def trainer(tmp_path, array_tokens):
     """Makes a trainer of a tiny model on random letters; keywords are keys of the train section."""
 
-    def make(kind="mosaic", **train):
+    def make(kind="mosaic", keys=None, **train):
         run = Run(tmp_path / "runs" / "one")
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         draws = np.random.default_rng(0)
         tokens = {"train": array_tokens(draws.integers(0, 7, 200)), "val": array_tokens(draws.integers(0, 7, 40))}
         return Trainer(
             run,
-            _model(kind),
+            _model(kind, **(keys or {})),
             tokens,
             Tokenizer.of_characters(LETTERS),
             TrainSection(**(QUICK | train)),
@@ -58,7 +62,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(kind, micro_batch_si
     expected = next_token_loss(whole(batch[:, :-1]), batch[:, 1:])
     expected.backward()
     train = TrainSection(batch_size=6, micro_batch_size=micro_batch_size)
-    assert backward(parts, windows, train, PLACEMENT) == pytest.approx(expected.item(), rel=1e-6)
+    assert backward(parts, Batch.of_windows(windows), train, PLACEMENT) == pytest.approx(expected.item(), rel=1e-6)
     for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
@@ -141,9 +145,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_changes_nothing(trainer, m
     steps = one.steps()
     next(steps)
     before = [parameter.clone() for parameter in one.model.parameters()]
-    monkeypatch.setattr(
-        "mosaic_cli.training.loop.next_token_loss", lambda logits, targets: logits.sum() * 0 + float(broken)
-    )
+    monkeypatch.setattr("mosaic_cli.training.loop.next_token_loss", lambda logits, *_: logits.sum() * 0 + float(broken))
     with pytest.raises(NonFiniteError, match=f"step 2: loss {broken}") as caught:
         next(steps)
     assert "learning_rate" in caught.value.hint
@@ -152,7 +154,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_changes_nothing(trainer, m
 
 def test_a_gradient_that_is_not_finite_stops_the_run(trainer, monkeypatch):
     one = trainer()
-    monkeypatch.setattr("mosaic_cli.training.loop.next_token_loss", lambda logits, _: (logits.sum() * 0).sqrt())
+    monkeypatch.setattr("mosaic_cli.training.loop.next_token_loss", lambda logits, *_: (logits.sum() * 0).sqrt())
     with pytest.raises(NonFiniteError, match="step 1: loss 0, gradient norm nan"):
         list(one.steps())
 
@@ -197,3 +199,24 @@ def test_a_sample_prompt_that_cannot_be_continued_is_refused_at_once(trainer, ki
     with pytest.raises(UsageError, match=message) as caught:
         trainer(kind, sample_prompt=prompt)
     assert caught.value.where == "train.sample_prompt"
+
+
+def test_v2_is_taken_up_bitwise_with_the_delays_it_would_have_drawn(trainer):
+    def train_to(step):
+        one = trainer(keys=V2)
+        one.resume()
+        delays = {
+            r.step: one.model.blocks[0].contextual.long.training_delay
+            for r in one.steps(lambda: one.state.step == step)
+        }
+        return one, delays
+
+    whole, delays = train_to(6)
+    assert len(delays) == 6 and len(set(delays.values())) > 1
+    shutil.rmtree(whole.run.checkpoints)
+    whole.run.checkpoints.mkdir()
+    _, first = train_to(3)
+    cut, rest = train_to(6)
+    assert first | rest == delays and list(rest) == [4, 5, 6]
+    for (name, a), b in zip(whole.model.named_parameters(), cut.model.parameters(), strict=True):
+        assert torch.equal(a, b), name

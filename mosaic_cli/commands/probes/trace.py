@@ -12,6 +12,9 @@ from mosaic_cli.commands.prompt import read_prompt
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mosaic_cli.data.tokenizer import Tokenizer
     from mosaic_cli.probes.reading import Reading
     from mosaic_cli.probes.report import Wording
     from mosaic_cli.probes.trace import Trace
@@ -28,11 +31,15 @@ def trace(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="TOKEN", help="Token whose logit is traced, as written or after a space; default: the likeliest."
+            metavar="TOKEN",
+            help="Token whose logit is traced: as written, or after a space where only that is one token. Where both "
+            'are, " on" in quotes has the space and on has not; a note says when the other is the likelier. '
+            "Default: the likeliest token.",
         ),
     ] = None,
     vs: Annotated[
-        str | None, typer.Option("--vs", metavar="TOKEN", help="Trace the target's lead over this token instead.")
+        str | None,
+        typer.Option("--vs", metavar="TOKEN", help="Trace the target's lead over this token, named as for --target."),
     ] = None,
     position: Annotated[
         int, typer.Option(help="Trace what is predicted after this token; negative: from the end.")
@@ -100,11 +107,26 @@ def _trace(
     found = trace_logit(reading, position, goal, other)
     if target is None:
         found = trace_logit(reading, position, reading.logits[found.position].argmax().item(), other)
+    for option, text, token in (("--target", target, found.target), ("--vs", versus, other)):
+        if text is not None:
+            _note_likelier(option, text, token, trained.tokenizer, reading.logits[found.position])
     if found.target == other:
         raise UsageError(
             "the target is the token that it is compared with", where="--vs", hint="Name another one: --target or --vs."
         )
     return found
+
+
+def _note_likelier(option: str, text: str, token: int, tokenizer: "Tokenizer", logits: "Tensor") -> None:
+    """Say so when a token was taken as written and the same word after a space is likelier in this place."""
+    spaced = tokenizer.after_space(text)
+    if spaced is not None and logits[spaced] > logits[token]:
+        probabilities = logits.softmax(dim=-1)
+        display.note(
+            f'{option} {text}: "{tokenizer.token_text(token)}" as written (probability {probabilities[token]:.2g}); '
+            f'"{tokenizer.token_text(spaced)}" with its space is another token and likelier here '
+            f'({probabilities[spaced]:.2g}): {option} " {text}"'
+        )
 
 
 def _page(reading: "Reading", wording: "Wording", found: "Trace", name: str) -> str:
@@ -148,6 +170,8 @@ def _print(values: dict[str, Any], top: int) -> None:
 
 
 def _print_contributions(values: dict[str, Any], top: int) -> None:
+    from mosaic_cli.probes.deletions import ASKING
+
     shown = values["contributions"][:top]
     rest = values["logit"] - sum(row["contribution"] for row in shown)
     columns = ["id", "what is stored", "weight", "contribution", "leave-one-out", "unread"]
@@ -157,7 +181,7 @@ def _print_contributions(values: dict[str, Any], top: int) -> None:
         [*map(_cells, shown), ["all others", "", "", f"{rest:+.4f}", "", ""]],
         caption="contribution: what the memory said, a part of the logit; leave-one-out: the logit's direct change "
         "were it dropped and its weight taken up by the others; unread: the log-probability's change when this token "
-        "really reads without the pair, all layers above computed again.",
+        f"and the {ASKING - 1} before it, which make the key that asks, really read without the pair.",
         texts=2,
     )
     display.print_table(
