@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.eval_tasks import TASKS
 from mosaic_cli.commands.options import Debug, Device, Dtype, Json
-from mosaic_cli.commands.recall_table import print_recall, recall_row
 from mosaic_cli.errors import CheckFailed, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
 BOUNDS = ("loss", "perplexity", "bits_per_byte", "tokens")  # figures that --min and --max may name
-BOUNDS_OF_RECALL = ("accuracy", "recalls")
 
 
 def evaluate(
@@ -33,8 +32,8 @@ def evaluate(
     on: Annotated[
         str,
         typer.Option(
-            help="val: the run's own validation split; recall: facts of held-out built-in stories; "
-            "or a text, jsonl or parquet file."
+            help="val: the run's own validation split; recall: facts of held-out built-in stories; regbench, mqar, "
+            "induction: the task's own problems; or a text, jsonl or parquet file."
         ),
     ] = "val",
     by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,
@@ -59,17 +58,16 @@ def evaluate(
     from mosaic_cli.device import choose_placement
     from mosaic_cli.runs.loading import load_trained
 
-    known = BOUNDS_OF_RECALL if on == "recall" else BOUNDS
+    task = TASKS.get(on)
+    known = task.figures if task else BOUNDS
     bounds = (
         [_bound(text, "--min", known) for text in min_ or []],
         [_bound(text, "--max", known) for text in max_ or []],
     )
     contexts = _contexts(context)
-    if on == "recall" and (by_position or contexts):
+    if task and (by_position or contexts):
         raise UsageError(
-            "recall is asked of whole stories, by form and distance",
-            where="--on recall",
-            hint="Leave out --by-position and --context.",
+            f"{on} is asked of whole problems", where=f"--on {on}", hint="Leave out --by-position and --context."
         )
     if figure is not None:
         from mosaic_cli.commands.figures import check_figure, draw_loss_by_position
@@ -78,16 +76,18 @@ def evaluate(
     placement = choose_placement(device, dtype)
     display.note(f"evaluating on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
-    if on == "recall":
-        rows = [recall_row(one, placement) for one in trained]
+    if task:
+        rows = [task.row(one, placement) for one in trained]
     else:
         rows = _language_rows(trained, placement, on, text_field, contexts, batch_tokens, by_position)
     if figure is not None:
         draw_loss_by_position(rows, figure)
         display.note(f"drawn: {figure}")
     failed = _failed(rows, *bounds)
+    if task:
+        rows += task.rows_beside()
     if not json:
-        print_recall(rows) if on == "recall" else _print(rows, by_position)
+        task.show(rows) if task else _print(rows, by_position)
     elif not failed:  # one object on stdout: the error takes the place of the results
         display.print_json("mosaic.eval/1", {"results": rows})
     if failed:
@@ -108,7 +108,13 @@ def _language_rows(
 
     rows = []
     for one in trained:
-        tokens, num_bytes = open_text(one, on, text_field)
+        tokens, num_bytes = open_text(one, on, text_field, rows_too=True)
+        if num_bytes is None and contexts:
+            raise UsageError(
+                f"the data of {one.spec} consists of rows of their own length",
+                where="--context",
+                hint="Leave it out.",
+            )
         for length in contexts or [one.model.config.context_length]:
             result = _measure(one, tokens, num_bytes, length, placement, batch_tokens)
             rows.append(_values(one, result, on, by_position))
@@ -116,7 +122,7 @@ def _language_rows(
 
 
 def _measure(
-    one: "TrainedModel", tokens, num_bytes: int, length: int, placement, batch_tokens: int
+    one: "TrainedModel", tokens, num_bytes: int | None, length: int, placement, batch_tokens: int
 ) -> "LanguageResult":
     from mosaic_cli.evaluation.language import evaluate_language
 
@@ -154,8 +160,7 @@ def _values(one: "TrainedModel", result: "LanguageResult", on: str, by_position:
         "interval": list(result.interval) if finite else None,
     }
     if by_position:
-        losses = result.loss_by_position
-        values |= {"positions": list(range(len(losses))), "loss_by_position": losses}
+        values |= {"positions": result.positions, "loss_by_position": result.loss_by_position}
     return values
 
 
@@ -173,7 +178,7 @@ def _print(rows: list[dict], by_position: bool) -> None:
             ),
         ],
         ["perplexity", *(f"{row['perplexity']:.3f}" for row in rows)],
-        ["bits per byte", *(f"{row['bits_per_byte']:.4f}" for row in rows)],
+        ["bits per byte", *("" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}" for row in rows)],
         ["tokens", *(f"{row['tokens']:,}" for row in rows)],
     ]
     sources = ", ".join(dict.fromkeys(str(row["data_source"]) for row in rows))
@@ -184,19 +189,18 @@ def _print(rows: list[dict], by_position: bool) -> None:
         caption="± is half a 95 % confidence interval; the window is the unit.",
     )
     if by_position:
-        longest = max(len(row["positions"]) for row in rows)
+        longest = 1 + max(max(row["positions"]) for row in rows)
         spans = [(0, 1)] + [(2**i, min(2 ** (i + 1), longest)) for i in range(longest.bit_length()) if 2**i < longest]
         display.print_table(
             "Loss by position in the window (mean over the span)",
             heads,
-            [
-                [f"{a}" if b == a + 1 else f"{a}-{b - 1}", *(_mean(row["loss_by_position"][a:b]) for row in rows)]
-                for a, b in spans
-            ],
+            [[f"{a}" if b == a + 1 else f"{a}-{b - 1}", *(_mean(row, a, b) for row in rows)] for a, b in spans],
         )
 
 
-def _mean(losses: list[float]) -> str:
+def _mean(row: dict, start: int, stop: int) -> str:
+    by_position = zip(row["positions"], row["loss_by_position"], strict=True)
+    losses = [loss for position, loss in by_position if start <= position < stop]
     return f"{sum(losses) / len(losses):.4f}" if losses else ""
 
 
