@@ -31,7 +31,7 @@ from benchmarks.measure import (
     peak_memory,
     ratio,
 )
-from benchmarks.report import write_figure, write_table
+from benchmarks.report import has_growth, write_figure, write_table
 from benchmarks.systems import BUILDERS, PACKAGES, SIZES, build
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import count_parameters
@@ -186,7 +186,7 @@ def main() -> None:
             rows.append(row)
             asked.out.write_text(json.dumps(results, indent=2) + "\n")  # what a long run has when it is stopped
     write_table(results, asked.page)
-    if asked.page:
+    if asked.page and has_growth(results):
         write_figure(results)
     _note(f"written: {asked.out}")
 
