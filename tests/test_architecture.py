@@ -96,7 +96,7 @@ def test_imports_point_down(path):
 def test_the_core_needs_nothing_but_torch_and_numpy():
     allowed = {"torch", "numpy"} | sys.stdlib_module_names
     for path in (PACKAGE / "core").rglob("*.py"):
-        assert not _outside(path) - allowed, path
+        assert not _outside(path) - allowed - ({"triton"} if path.parent.name == "kernels" else set()), path
         assert {_part(name) for name in _inside(path)} <= {"core", "errors"}, path
 
 
@@ -119,6 +119,7 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("datasets", {"data/hub.py"}),
         ("lm_eval", {"lm_eval"}),
         ("matplotlib", {"commands/figures.py", "commands/study_figures.py", "commands/probes/moon_figures.py"}),
+        ("triton", {"core/kernels/leaky.py"}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],
 )
@@ -127,6 +128,11 @@ def test_a_package_is_known_only_where_it_belongs(package, places):
         if package in _outside(path):
             where = path.relative_to(PACKAGE)
             assert where.as_posix() in places or where.parts[0].removesuffix(".py") in places, path
+
+
+def test_the_kernels_are_loaded_only_to_run():
+    for path in MODULES:
+        assert "mosaic_cli.core.kernels.leaky" not in _imports(path, everywhere=False), path
 
 
 def test_matplotlib_is_loaded_only_to_draw():

@@ -131,11 +131,13 @@ def _make_trainer(loaded: "LoadedRecipe", run: "Run", resume: bool) -> "Trainer"
 
 def _prepared_placement(recipe: "Recipe") -> "Placement":
     """Where to train, once the data is there."""
+    from mosaic_cli.core.kernels import implementation
     from mosaic_cli.device import choose_placement
     from mosaic_cli.training.setup import data_differences
 
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    display.note(f"training on {placement.reason}, seed {recipe.train.seed}")
+    averaging = implementation(placement.device) if recipe.model.kind == "mosaic" else None
+    display.note(", ".join(filter(None, [f"training on {placement.reason}", averaging, f"seed {recipe.train.seed}"])))
     if not recipe.data_dir.exists():
         prepare_with_progress(recipe.data, recipe.data_dir)
     elif differences := data_differences(recipe):

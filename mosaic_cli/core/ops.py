@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mosaic_cli.core import kernels
+
 LEAKY_CHUNK = 64  # tokens averaged by one dense decay matrix: measured fastest of 32, 64 and T on a CPU
 
 
@@ -61,6 +63,10 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None, reverse:
     Returns:
         (B, H, T, D), a view of memory in the order of x; the last one is the state to go on with.
     """
+    if kernels.serves(x) and not reverse:
+        from mosaic_cli.core.kernels import leaky
+
+        return leaky.leaky_average(x, rate, state)
     B, T, H, D = x.shape
     chunk = min(T, LEAKY_CHUNK)
     n = -(-T // chunk)  # chunks
@@ -121,23 +127,33 @@ def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
 
 
 def _keys_forward(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys (B, H, T, D) and the averages' lengths (B, H, T, 1)."""
+    """Keys (B, H, T, D) and the averages' lengths (B, H, T, 1), or on a GPU the logarithms of these."""
+    if kernels.serves(x):
+        from mosaic_cli.core.kernels import leaky
+
+        return leaky.leaky_keys_forward(x, rate)
     average = leaky_average(x, rate)
     norm = _norm(average)
     return average / norm, norm
 
 
-def _keys_backward(gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients by x (B, T, H, D) and by rate (H,).
+def _keys_backward(
+    gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients by x (B, T, H, D), which is of this dtype, and by rate (H,).
 
     The gradient of a recurrence is the recurrence run backwards: with g the gradient by the averages a,
     G_t = g_t + lambda G_{t+1} is the gradient by x_t, and the sum of G_t . a_{t-1} that by lambda.
     """
+    if kernels.serves(keys):
+        from mosaic_cli.core.kernels import leaky
+
+        return leaky.leaky_keys_backward(gradient, keys, norm, rate, dtype)
     along = (gradient * keys).sum(dim=-1, keepdim=True)
     by_average = torch.addcmul(gradient, keys, along, value=-1).div_(norm)  # (B, H, T, D)
     by_x = leaky_average(by_average.transpose(1, 2), rate, reverse=True)  # (B, H, T, D)
     dots = (by_x[:, :, 1:] * keys[:, :, :-1]).sum(dim=-1, keepdim=True).mul_(norm[:, :, :-1])
-    return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
+    return by_x.transpose(1, 2).to(dtype), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
 
 
 class _LeakyKeys(torch.autograd.Function):
@@ -153,8 +169,7 @@ class _LeakyKeys(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        by_x, by_rate = _keys_backward(gradient, *ctx.saved_tensors)
-        return by_x.to(ctx.dtype), by_rate
+        return _keys_backward(gradient, *ctx.saved_tensors, ctx.dtype)
 
 
 # The compiler sees the keys as one step that it cannot look into: the recursion over chunks would be compiled anew for
@@ -169,8 +184,8 @@ def _compiled_leaky_keys(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled_leaky_keys_backward(
     gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    by_x, by_rate = _keys_backward(*(tensor.transpose(1, 2) for tensor in (gradient, keys, norm)), rate)
-    return by_x.to(dtype).contiguous(), by_rate
+    by_x, by_rate = _keys_backward(*(tensor.transpose(1, 2) for tensor in (gradient, keys, norm)), rate, dtype)
+    return by_x.contiguous(), by_rate
 
 
 @_compiled_leaky_keys.register_fake

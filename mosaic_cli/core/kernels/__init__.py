@@ -1,0 +1,34 @@
+"""The functions of `ops` as fused GPU kernels: optional, never required. `implementation` says what will be used.
+
+They have been checked in Triton's interpreter, but never on a GPU: until `benchmarks/gpu.py` has passed on one, they
+serve only where MOSAIC_TRITON=1 asks for them.
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+ASKED = "MOSAIC_TRITON"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def serves(x: torch.Tensor) -> bool:
+    """Whether the kernels compute functions of x: asked for, on a CUDA device with Triton, in at most float32."""
+    return x.is_cuda and x.dtype.itemsize <= 4 and os.environ.get(ASKED) == "1" and _has_triton()
+
+
+def implementation(device: torch.device) -> str | None:
+    """What averages keys on a GPU, in words for people to read; None on other devices, where there is no choice."""
+    if device.type != "cuda":
+        return None
+    if os.environ.get(ASKED) != "1":
+        return f"leaky average by PyTorch (a Triton kernel is there, not yet tried on a GPU: {ASKED}=1)"
+    if _has_triton():
+        return "leaky average by Triton"
+    return "leaky average by PyTorch, slower (Triton is not installed: pip install triton)"
