@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MOSAIC := $(BIN)/mosaic
+CPU_STUDIES := stories-depth
+GPU_STUDIES := babistories-depth
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke lint bench docs clean
+.PHONY: help demo test smoke lint bench docs results clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,10 +25,17 @@ lint: $(VENV)/ready  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/ready  ## Measure speed: mosaic beside transformer, interleaved; writes benchmarks/results.json
-	$(BIN)/python -m benchmarks.run
+bench: $(VENV)/ready  ## Measure speed and memory beside the usual transformers; writes docs/performance.md's table (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run --page
 
-docs: $(VENV)/ready  ## Write the generated pages (docs/cli.md, docs/recipes.md)
+docs: $(VENV)/ready  ## Write the generated pages and tables (docs/cli, recipes, studies, results)
+	$(BIN)/python -m mosaic_cli.commands.manual
+
+# STORIES=path/to/folder adds the study on text of your own; what is done is skipped, and the cost is printed first
+results: $(VENV)/ready  ## Run the studies that are not done, then `make docs`; GPU=1 for the full sizes
+	$(MOSAIC) compare $(if $(GPU),$(GPU_STUDIES),$(CPU_STUDIES))
+	$(if $(STORIES),$(MOSAIC) compare snakes-depth -s 'data.files=[$(STORIES)]')
 	$(BIN)/python -m mosaic_cli.commands.manual
 
 clean:  ## Delete the virtual environment, caches and what the demo made

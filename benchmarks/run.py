@@ -1,207 +1,211 @@
-"""Speed of the mosaic beside the transformer of equal size, interleaved, on random tokens.
+"""Speed and memory of the mosaic beside the transformers people would use instead, side by side in one run.
 
-    python -m benchmarks.run [--rounds N] [--out benchmarks/results.json]
+    python -m benchmarks.run [--only PART ...] [--sizes tiny small 124m] [--rounds N] [--max-seconds S] [--page]
 
 Each round runs every system once, in turn, so that a drifting machine hurts all alike; medians and ratios are over
-rounds. Sizes: `small` is 4 layers of width 256 with 8,192 tokens of vocabulary; `tiny` is shakespeare-char's.
+rounds. Peaks of memory are measured each in a process of its own. A part that is left out keeps the rows that
+benchmarks/results.json has of it. `--page` writes table and figure into docs/.
+
+Parts: `train`, `prefill`, `decode` at the sizes' own shapes; `memory`, the peaks of training and decoding there;
+`length`, training and prefill with growing windows; `stored`, decoding with growing memory; `batch`, both with
+growing batch.
 """
 
 import argparse
+import importlib.util
 import json
 import platform
-import resource
 import statistics
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from benchmarks import counts
+from benchmarks.measure import (
+    DECODED,
+    WORKLOADS,
+    interleaved,
+    machine_limits,
+    peak_memory,
+    ratio,
+)
+from benchmarks.report import write_figure, write_table
+from benchmarks.systems import BUILDERS, PACKAGES, SIZES, build
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.model import LanguageModel, build_model, count_parameters
+from mosaic_cli.core.model import count_parameters
 from mosaic_cli.device import Placement, choose_placement
-from mosaic_cli.recipe import TrainSection
-from mosaic_cli.training.loop import backward
-from mosaic_cli.training.optimizer import make_optimizer, update
 
-SIZES = {
-    "small": {
-        "num_layers": 4,
-        "num_heads": 4,
-        "d_model": 256,
-        "num_slots": 896,
-        "context_length": 512,
-        "vocab_size": 8192,
-    },
-    "tiny": {"num_layers": 4, "num_heads": 4, "d_model": 128, "num_slots": 448, "context_length": 64, "vocab_size": 66},
-}
-BATCH = {"small": 8, "tiny": 12}
-KINDS = ("transformer", "mosaic")
-DECODED = 32  # tokens of one timed stretch of decoding
-POSITIONS = (100, 4000)  # where a decoded token's time is compared
+RESULTS = Path(__file__).parent / "results.json"
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+STORED = (128, 512, 1024, 2048, 4096, 8192)
+BATCHES = (1, 4, 16)
+GROWTH_SIZE = "small"
+Row = dict[str, object]
+
+
+class Bench:
+    """One run: the systems that are there, and how long to measure."""
+
+    def __init__(self, names: list[str], sizes: list[str], rounds: int, max_seconds: float):
+        self.names, self.sizes, self.rounds, self.max_seconds = names, sizes, rounds, max_seconds
+        self.placement: Placement = choose_placement()
+        self.limits = machine_limits(self.placement)
+
+    def train(self) -> Iterator[Row]:
+        """A training step at each size."""
+        for size in self.sizes:
+            yield from self._at_size("train", size)
+
+    def prefill(self) -> Iterator[Row]:
+        """A whole window read as a prompt."""
+        for size in self.sizes:
+            yield from self._at_size("prefill", size)
+
+    def decode(self) -> Iterator[Row]:
+        """Greedy decoding up to the end of the window."""
+        for size in self.sizes:
+            yield from self._at_size("decode", size)
+
+    def memory(self) -> Iterator[Row]:
+        """Peaks of training and decoding at each size."""
+        for size in self.sizes:
+            for workload in ("train", "decode"):
+                yield from self._memory("memory", workload, size, SIZES[size].shape, SIZES[size].batch)
+
+    def length(self) -> Iterator[Row]:
+        """Training and reading of one ever longer window, until one takes too long."""
+        for workload in ("train", "prefill"):
+            for T in LENGTHS:
+                shape = SIZES[GROWTH_SIZE].shape | {"context_length": T}
+                rows = list(self._time("length", workload, GROWTH_SIZE, shape, 1))
+                yield from rows
+                yield from self._memory("length", workload, GROWTH_SIZE, shape, 1)
+                if max(row["seconds"] for row in rows) > self.max_seconds:
+                    _note(f"{workload}: no windows beyond {T}: one took more than {self.max_seconds:g} s")
+                    break
+
+    def stored(self) -> Iterator[Row]:
+        """Decoding with ever more behind it."""
+        for S in STORED:
+            shape = SIZES[GROWTH_SIZE].shape | {"context_length": S + DECODED + 1}
+            yield from self._time("stored", "decode", GROWTH_SIZE, shape, 1)
+
+    def batch(self) -> Iterator[Row]:
+        """Decoding and training of several texts at once."""
+        for workload in ("decode", "train"):
+            for batch in BATCHES:
+                yield from self._time("batch", workload, GROWTH_SIZE, SIZES[GROWTH_SIZE].shape, batch)
+
+    def _at_size(self, workload: str, size: str) -> Iterator[Row]:
+        batch = SIZES[size].batch if workload == "train" else 1
+        yield from self._time(workload, workload, size, SIZES[size].shape, batch)
+
+    def _time(self, part: str, workload: str, size: str, shape: dict[str, int], batch: int) -> Iterator[Row]:
+        systems = {name: build(name, shape, self.placement.device) for name in self.names}
+        T = _tokens_read(workload, shape)
+        prepared = {
+            name: WORKLOADS[workload](system, T, batch, shape["vocab_size"], self.placement)
+            for name, system in systems.items()
+        }
+        seconds = interleaved(prepared, self.rounds)
+        tokens = batch * (DECODED if workload == "decode" else T)
+        for name, system in systems.items():
+            median = statistics.median(seconds[name])
+            yield self._said(
+                {
+                    "part": part,
+                    **_row(workload, name, size, T, batch),
+                    "parameters": count_parameters(system.model),
+                    "seconds": median,
+                    "tokens_per_second": tokens / median,
+                    "ratio_to": {other: ratio(seconds[other], seconds[name]) for other in self.names if other != name},
+                    "share_of_limit": self._least_seconds(workload, system.config, T, batch) / median,
+                }
+            )
+
+    def _memory(self, part: str, workload: str, size: str, shape: dict[str, int], batch: int) -> Iterator[Row]:
+        batch, T = 1 if workload == "decode" else batch, _tokens_read(workload, shape)
+        peaks = {name: peak_memory(workload, name, shape, T, batch) for name in self.names}
+        for name, peak in peaks.items():
+            ratios = {other: peak / peaks[other] for other in self.names if other != name}
+            row = _row(workload, name, size, T, batch)
+            yield self._said({"part": part, **row, "peak_memory_bytes": peak, "memory_ratio_to": ratios})
+
+    def _least_seconds(self, workload: str, config: ModelConfig, T: int, batch: int) -> float:
+        """What the machine's limits allow at best."""
+        if workload == "decode":
+            return DECODED * counts.decoded_token_bytes(config, T, batch) / self.limits["copy_bytes"]
+        rate = self.limits[f"{str(self.placement.dtype).removeprefix('torch.')}_flops"]
+        return counts.flops(workload, config, batch) / rate
+
+    def _said(self, row: Row) -> Row:
+        figure = (
+            f"{row['peak_memory_bytes'] / 1e6:,.0f} MB"
+            if "peak_memory_bytes" in row
+            else f"{row['tokens_per_second']:,.0f} tokens/s"
+        )
+        _note(f"{row['part']:8} {row['workload']:8} {row['model']:6} T {row['T']:6} batch {row['batch']:3} "
+              f"{row['system']:20} {figure}")  # fmt: skip
+        return row
+
+
+def _row(workload: str, name: str, size: str, T: int, batch: int) -> Row:
+    return {"workload": workload, "system": name, "model": size, "T": T, "batch": batch}
+
+
+def _tokens_read(workload: str, shape: dict[str, int]) -> int:
+    """A whole window; before decoding, as much as leaves room for what is decoded."""
+    return shape["context_length"] - (DECODED + 1 if workload == "decode" else 0)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measure, write the JSON file, print one line a row."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure what is asked for, write the JSON file, print the table."""
+    parts = ("train", "prefill", "decode", "memory", "length", "stored", "batch")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
-    arguments = parser.parse_args()
-    placement = choose_placement()
-    rows = [row for size in SIZES for row in measure_size(size, placement, arguments.rounds)]
-    rows += measure_positions(placement, arguments.rounds)
-    arguments.out.write_text(json.dumps({"machine": _machine(placement), "rows": rows}, indent=2) + "\n")
-    for row in rows:
-        ratio = "  ".join(f"{value:.2f} x {name}" for name, value in row["ratio_to"].items())
-        print(
-            f"{row['workload']:10} {row['model']:6} {row['system']:12} T {row['T']:5} batch {row['batch']:3} "
-            f"{row['tokens_per_second']:10,.0f} tokens/s  {ratio}"
-        )
-    print(f"written: {arguments.out}")
+    parser.add_argument("--max-seconds", type=float, default=20, help="windows grow until one takes longer")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", action="store_true", help="write table and figure into docs/")
+    asked = parser.parse_args()
+    missing = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
+    for name in missing:
+        _note(f"MISSING: {name} is not installed and not measured; pip install 'mosaic-cli[bench]'")
+    bench = Bench([name for name in BUILDERS if name not in missing], asked.sizes, asked.rounds, asked.max_seconds)
+    rows = _kept(asked.out, asked.only, asked.sizes)
+    for part in asked.only:
+        rows += getattr(bench, part)()
+        results = {"machine": _machine(bench), "missing": missing, "rows": rows}
+        asked.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_table(results, asked.page)
+    if asked.page:
+        write_figure(results)
+    _note(f"written: {asked.out}")
 
 
-def measure_size(size: str, placement: Placement, rounds: int) -> Iterator[dict]:
-    """Training, prefill and decoding of both kinds at one size."""
-    models = {kind: _model(kind, size, placement) for kind in KINDS}
-    T, batch = SIZES[size]["context_length"], BATCH[size]
-    workloads: dict[str, tuple[int, int, dict[str, Callable[[], object]]]] = {
-        "train": (batch, batch * T, {kind: _training_step(model, batch, placement) for kind, model in models.items()}),
-        "prefill": (1, T, {kind: _prefill(model, placement) for kind, model in models.items()}),
-        "decode": (1, DECODED, {kind: _decode(model, placement, T - DECODED - 1) for kind, model in models.items()}),
-    }
-    for workload, (rows_at_once, tokens, systems) in workloads.items():
-        seconds = _interleaved(systems, rounds)
-        for kind in KINDS:
-            yield {
-                "workload": workload,
-                "system": kind,
-                "model": size,
-                "parameters": count_parameters(models[kind]),
-                "T": T,
-                "batch": rows_at_once,
-                "tokens_per_second": tokens / statistics.median(seconds[kind]),
-                "peak_memory_bytes": _peak_memory(placement),
-                "ratio_to": {"transformer": _ratio(seconds["transformer"], seconds[kind])},
-            }
+def _kept(path: Path, parts: list[str], sizes: list[str]) -> list[Row]:
+    """Rows of an earlier run that this one does not replace."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if row["part"] not in parts or row["model"] not in sizes]
 
 
-def measure_positions(placement: Placement, rounds: int) -> list[dict]:
-    """Decoding of the tiny mosaic with few and with many stored pairs: how much the past costs."""
-    model = _model("mosaic", "tiny", placement)
-    seconds = _interleaved({str(p): _decode(model, placement, p - 1) for p in POSITIONS}, rounds)
-    first = str(POSITIONS[0])
-    return [
-        {
-            "workload": "decode",
-            "system": "mosaic",
-            "model": "tiny",
-            "parameters": count_parameters(model),
-            "T": position,
-            "batch": 1,
-            "tokens_per_second": DECODED / statistics.median(seconds[str(position)]),
-            "peak_memory_bytes": _peak_memory(placement),
-            "ratio_to": {f"position {first}": _ratio(seconds[first], seconds[str(position)])},
-        }
-        for position in POSITIONS
-    ]
-
-
-def _model(kind: str, size: str, placement: Placement) -> LanguageModel:
-    torch.manual_seed(0)
-    return build_model(ModelConfig(kind=kind, init="gpt2", **SIZES[size])).to(placement.device)
-
-
-def _training_step(model: LanguageModel, batch: int, placement: Placement) -> Callable[[], object]:
-    train = TrainSection(batch_size=batch)
-    optimizer = make_optimizer(model, train)
-    shape = (batch, model.config.context_length + 1)
-    windows = np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
-
-    def step() -> None:
-        model.train()
-        loss = backward(model, windows, train, placement)
-        update(model, optimizer, train, 1e-5, loss)
-
-    return step
-
-
-def _prefill(model: LanguageModel, placement: Placement) -> Callable[[], object]:
-    tokens = torch.zeros(1, model.config.context_length, dtype=torch.long, device=placement.device)
-
-    @torch.inference_mode()
-    def read() -> None:
-        model.eval()
-        with placement.autocast():
-            model.head(model.hidden(tokens, model.make_cache())[:, -1])
-
-    return read
-
-
-def _decode(model: LanguageModel, placement: Placement, start: int) -> Callable[[], object]:
-    """A call decodes DECODED tokens behind a prompt of `start`; reading the prompt is not timed."""
-
-    @torch.inference_mode()
-    def prepare() -> Callable[[], None]:
-        model.eval()
-        cache = model.make_cache()
-        token = torch.zeros(1, 1, dtype=torch.long, device=placement.device)
-        with placement.autocast():
-            model.hidden(token.expand(1, start), cache)
-
-        @torch.inference_mode()
-        def decode() -> None:
-            drawn = token
-            with placement.autocast():
-                for _ in range(DECODED):
-                    drawn = model.head(model.hidden(drawn, cache)[:, -1]).argmax(-1)[:, None]
-
-        return decode
-
-    prepare.prepares = True
-    return prepare
-
-
-def _interleaved(systems: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each system in each round; one round more warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
-    for round_number in range(rounds + 1):
-        for name, work in systems.items():
-            run = work() if getattr(work, "prepares", False) else work
-            _wait()
-            started = time.perf_counter()
-            run()
-            _wait()
-            if round_number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def _ratio(base: list[float], own: list[float]) -> float:
-    """Median over rounds of how many times as fast `own` is as `base`."""
-    return statistics.median(b / o for b, o in zip(base, own, strict=True))
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _peak_memory(placement: Placement) -> int:
-    """On a GPU what its allocator held at most so far; on a CPU the process's largest resident set so far."""
-    if placement.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _machine(placement: Placement) -> dict[str, object]:
-    name = torch.cuda.get_device_name() if placement.device.type == "cuda" else _processor()
+def _machine(bench: Bench) -> dict[str, object]:
+    placement = bench.placement
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(placement.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "limits": bench.limits,
+        "rounds": bench.rounds,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mosaic_cli import __version__
-from mosaic_cli.commands import display, evaluate, generate, prepare, train
+from mosaic_cli.commands import compare, display, evaluate, generate, prepare, train
 from mosaic_cli.commands.probes import probe
 from mosaic_cli.errors import Interrupted, MosaicError, UsageError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command(name="prepare", epilog=prepare.EPILOG)(prepare.prepare)
 app.command(name="train", epilog=train.EPILOG)(train.train)
 app.command(name="eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(name="compare", epilog=compare.EPILOG)(compare.compare)
 app.command(name="generate", epilog=generate.EPILOG)(generate.generate)
 app.add_typer(probe, name="probe")
 

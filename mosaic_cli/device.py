@@ -1,5 +1,7 @@
 """What `auto` means: which device computes, in which arithmetic, and why."""
 
+import os
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +37,14 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     return Placement(chosen, getattr(torch, dtype_name), f"{chosen} in {dtype_name} ({why})")
 
 
+def machine_words(device: torch.device) -> str:
+    """What computes, in words: the accelerator, or the processor and the cores that this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_cpu_info('model name') or platform.processor() or platform.machine()}, {cores} cores"
+
+
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
@@ -68,9 +78,14 @@ def _has_native_bfloat16(device: torch.device) -> bool:
 
 
 def _cpu_flags() -> set[str]:
+    return set((_cpu_info("flags") or _cpu_info("Features")).split())
+
+
+def _cpu_info(key: str) -> str:
+    """The first processor's value in Linux's /proc/cpuinfo; empty where it is not known."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except FileNotFoundError:  # not Linux: no cheap way to know, so the answer is float32
-        return set()
-    return set(line.partition(":")[2].split())
+            line = next((line for line in file if line.partition(":")[0].strip() == key), "")
+    except FileNotFoundError:  # not Linux: no cheap way to know; without flags, arithmetic is float32
+        return ""
+    return line.partition(":")[2].strip()

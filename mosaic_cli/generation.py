@@ -136,11 +136,12 @@ class Writer:
 
     Args:
         prompt: text; an empty one begins a new document.
+        max_prompt_tokens: read only this many tokens of the prompt, its last.
         num_samples: continuations written side by side.
         stop: texts that end a continuation.
 
     Raises:
-        UsageError: an empty stop text; on iterating, as `generate`.
+        UsageError: an empty stop text; no token of the prompt to read; on iterating, as `generate`.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class Writer:
         prompt: str,
         placement: Placement,
         *,
+        max_prompt_tokens: int | None = None,
         num_samples: int = 1,
         max_new_tokens: int = 200,
         sampling: Sampling | None = None,
@@ -160,6 +162,13 @@ class Writer:
             raise UsageError("a stop text is empty", where="--stop", hint="Leave it out to write to the full length.")
         self.prompt, self.end_of_text = prompt, tokenizer.end_of_text
         self.prompt_ids = tokenizer.encode_prompt(prompt)
+        if max_prompt_tokens is not None:
+            if max_prompt_tokens < 1:
+                raise UsageError(
+                    f"{max_new_tokens} new tokens leave no room for the prompt",
+                    hint=f"At most {max_new_tokens + max_prompt_tokens - 1} fit.",
+                )
+            self.prompt_ids = self.prompt_ids[-max_prompt_tokens:]
         self.prefill_seconds = self.decode_seconds = 0.0
         self.decoded_tokens = 0  # beyond each sample's first, which the prefill brought
         self._continuations = [_Continuation(tokenizer.stream(), stop) for _ in range(num_samples)]

@@ -1,10 +1,12 @@
 """Means with 95 % confidence intervals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.959964  # two-sided 95 % of a normal distribution
+T_95 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139)
+"""Two-sided 95 % of Student's t with 1, 2, ... 10 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,35 @@ def estimate_mean(values: list[float]) -> Estimate:
     mean = math.fsum(values) / n
     half = Z_95 * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def estimate_ratio(sums: Sequence[float], sizes: Sequence[float]) -> Estimate:
+    """A mean over parts of cases: sum(sums) / sum(sizes), the case being the unit, as parts of one are not independent.
+
+    Interval: normal approximation for a ratio of sums; none with a single case.
+    """
+    n, size = len(sums), math.fsum(sizes)
+    ratio = math.fsum(sums) / size
+    if n < 2:
+        return Estimate(ratio, None, None, n)
+    squares = math.fsum((part - ratio * of) ** 2 for part, of in zip(sums, sizes, strict=True))
+    half = Z_95 * math.sqrt(squares * n / (n - 1)) / size
+    return Estimate(ratio, ratio - half, ratio + half, n)
+
+
+def estimate_few(values: list[float]) -> Estimate:
+    """Mean with Student's interval: for a handful of cases (seeds), where 1.96 standard errors would be far too few."""
+    normal = estimate_mean(values)
+    if normal.low is None:
+        return normal
+    half = (normal.high - normal.low) / 2 * student_95(normal.n - 1) / Z_95
+    return Estimate(normal.mean, normal.mean - half, normal.mean + half, normal.n)
+
+
+def student_95(degrees: int) -> float:
+    """Two-sided 95 % of Student's t; beyond the table the first terms of its expansion about the normal's, to 0.1 %."""
+    if degrees <= len(T_95):
+        return T_95[degrees - 1]
+    first = (Z_95**3 + Z_95) / 4
+    second = (5 * Z_95**5 + 16 * Z_95**3 + 3 * Z_95) / 96
+    return Z_95 + first / degrees + second / degrees**2

@@ -7,6 +7,7 @@ Each keeps its origin, so that `--dry-run` can show where a value came from.
 import difflib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -50,10 +51,12 @@ class DataSection(Section):
     """Split to train on."""
     hub_val_split: str | None = None
     """Split to validate on; without one, documents are held out of `hub_split`."""
-    builtin: Literal["stories"] = "stories"
-    """Which built-in generator writes the documents."""
+    builtin: Literal["stories", "regbench"] = "stories"
+    """Which built-in generator writes the documents: `stories`, or the problems of a task, each read by itself:
+    `regbench` (strings of a random regular language). Tasks validate on problems of their own."""
     num_documents: Positive | None = None
-    """Read this many documents and no more. The built-in generator needs a number and takes 20,000 without one."""
+    """Read this many documents and no more; problems to train on, for a task. A built-in generator takes 20,000
+    without a number."""
     text_field: str = "text"
     """Field of a jsonl, parquet or hub record that holds the text."""
     tokenizer: str = "bpe"
@@ -85,6 +88,12 @@ class DataSection(Section):
                 "data.source is hub, but data.hub names no data set",
                 where="data.hub",
                 hint="Name one: --set data.hub=roneneldan/TinyStories",
+            )
+        if self.source == "builtin" and self.builtin != "stories" and self.tokenizer != "char":
+            raise UsageError(
+                f"the task {self.builtin} is made of characters, but data.tokenizer is {self.tokenizer!r}",
+                where="data.tokenizer",
+                hint="Set data.tokenizer to char.",
             )
         return self
 
@@ -237,6 +246,7 @@ def load_recipe(
     flags: dict[str, Any] | None = None,
     overrides: list[str] | None = None,
     base: dict | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
 ) -> LoadedRecipe:
     """Load a recipe file, or a built-in recipe by name, and apply flags and `KEY=VALUE` overrides.
 
@@ -245,16 +255,20 @@ def load_recipe(
         flags: dotted key -> value, from command-line flags; a None is skipped.
         overrides: `dotted.key=yaml` strings, the last word.
         base: values below the recipe's own, as a nested dictionary.
+        settings: values above the recipe's own and below the flags: their origin -> dotted key -> value.
 
     Raises:
         UsageError: no such recipe, an unknown key, a value of the wrong type.
     """
-    path = _find_recipe(recipe)
+    path = find_yaml(recipe, BUILTIN_RECIPES, "recipe")
     origins: dict[str, str] = {}
     values: dict = {"name": path.stem}
     _merge(values, base or {}, "default", origins)
     for layer_path, layer in _layers(path):
         _merge(values, layer, str(layer_path), origins)
+    for origin, dotted in (settings or {}).items():
+        for key, value in dotted.items():
+            _merge(values, _nested(key, value), origin, origins)
     for key, value in (flags or {}).items():
         if value is not None:
             _merge(values, _nested(key, value), "flag", origins)
@@ -272,7 +286,7 @@ def validate(values: dict, origins: dict[str, str], path: object) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise _usage_error(error, origins, path) from error
+        raise schema_error(error, origins, path, _siblings) from error
     if not RUN_NAME.fullmatch(recipe.name):
         raise UsageError(
             f"name {recipe.name!r} is not a plain name",
@@ -307,20 +321,28 @@ def documented_keys() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _find_recipe(recipe: str | Path) -> Path:
-    path = Path(recipe)
+def find_yaml(name: str | Path, folder: Path, word: str) -> Path:
+    """A YAML file by its path, or by the name of a file in the toolkit's own folder of such files.
+
+    Args:
+        word: what such a file is called, such as `recipe`.
+
+    Raises:
+        UsageError: neither a file nor a built-in name.
+    """
+    path = Path(name)
     if path.is_file():
         return path
-    builtin = BUILTIN_RECIPES / f"{recipe}.yaml"
+    builtin = folder / f"{name}.yaml"
     if path.parent == Path(".") and builtin.is_file():
         return builtin
-    names = sorted(p.stem for p in BUILTIN_RECIPES.glob("*.yaml"))
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
     near = difflib.get_close_matches(path.stem, names, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
     raise UsageError(
-        f"no recipe {str(recipe)!r}: neither a file nor a built-in name",
-        where=recipe,
-        hint=f"{hint}Built-in recipes: {', '.join(names) or 'none'}.",
+        f"no {word} {str(name)!r}: neither a file nor a built-in name",
+        where=name,
+        hint=f"{hint}Built-in {folder.name}: {', '.join(names) or 'none'}.",
     )
 
 
@@ -387,20 +409,31 @@ def _merge(into: dict, layer: dict, origin: str, origins: dict[str, str], prefix
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's words, for its models and for dataclasses
 
 
-def _usage_error(error: ValidationError, origins: dict[str, str], path: object) -> UsageError:
+def schema_error(
+    error: ValidationError, origins: dict[str, str], path: object, siblings: Callable[[list[str]], list[str]]
+) -> UsageError:
+    """What pydantic found wrong with a file, in our words: one key, and where its value came from.
+
+    Args:
+        siblings: from the parts of a dotted key to the keys that may stand in its place.
+    """
     # an unknown key before all else: where a required one is misspelt, that one is missing too
     first = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
     loc = [str(part) for part in first["loc"]]
     dotted = ".".join(loc)
     where = f"{origins.get(dotted, path)}: {dotted}"
     if first["type"] in _UNKNOWN:
-        siblings = _known_keys(loc[0]) if len(loc) > 1 else ["model", "data", "train", "name", "extends"]
-        near = difflib.get_close_matches(loc[-1], siblings, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(siblings)}."
+        known = siblings(loc)
+        near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(known)}."
         return UsageError(f"unknown key {dotted!r}", where=where, hint=hint)
     if first["type"] in ("missing", "missing_argument"):
         return UsageError(f"the key {dotted!r} is required", where=str(path), hint=f"Add it, or --set {dotted}=VALUE")
     return UsageError(f"{dotted} = {first['input']!r}: {first['msg'].lower()}", where=where)
+
+
+def _siblings(loc: list[str]) -> list[str]:
+    return _known_keys(loc[0]) if len(loc) > 1 else ["model", "data", "train", "name", "extends"]
 
 
 def _known_keys(section: str) -> list[str]:

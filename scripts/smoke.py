@@ -28,7 +28,9 @@ train quickstart {TINY} --json
 train quickstart-transformer {TINY} --json
 train quickstart {TINY} --resume --steps 25
 train quickstart {TINY} --dry-run
+train quickstart {TINY} --profile 2
 eval --ckpt quickstart --ckpt quickstart-transformer --by-position --max loss=20
+compare stories-depth --dry-run -s data.num_documents=200 -s train.batch_size=1 -s train.max_steps=31
 generate --ckpt quickstart STORY --max-new-tokens 60
 generate --ckpt quickstart Once -n 2 --max-new-tokens 5 --json
 probe toy-3moons --steps 2 --observations 36 --seeds 2

@@ -18,7 +18,8 @@ FLOORS = (  # from the ground up; a part may import those of its own floor and b
     {"runs"},
     {"evaluation", "generation", "probes"},
     {"training"},
-    {"commands"},
+    {"studies"},
+    {"commands", "lm_eval"},
     {"app"},
 )
 HEAVY = {
@@ -92,8 +93,8 @@ def test_imports_point_down(path):
     assert not above
 
 
-def test_the_core_needs_nothing_but_torch():
-    allowed = {"torch"} | sys.stdlib_module_names
+def test_the_core_needs_nothing_but_torch_and_numpy():
+    allowed = {"torch", "numpy"} | sys.stdlib_module_names
     for path in (PACKAGE / "core").rglob("*.py"):
         assert not _outside(path) - allowed, path
         assert {_part(name) for name in _inside(path)} <= {"core", "errors"}, path
@@ -116,7 +117,8 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("rich", {"app", "commands"}),
         ("click", set()),
         ("datasets", {"data/hub.py"}),
-        ("matplotlib", {"commands/figures.py", "commands/probes/moon_figures.py"}),
+        ("lm_eval", {"lm_eval"}),
+        ("matplotlib", {"commands/figures.py", "commands/study_figures.py", "commands/probes/moon_figures.py"}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],
 )

@@ -13,6 +13,7 @@ from mosaic_cli.app import app
 from mosaic_cli.commands.manual import JSON_OBJECTS, commands, pages, write_pages
 from mosaic_cli.errors import CheckFailed
 from mosaic_cli.generation import Sample
+from mosaic_cli.studies.cost import CellCost
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,13 +22,14 @@ LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 CORE_NAME = re.compile(r"`(config|reference|ops|features|memory|cache|mosaic|transformer|model)\.(\w+(?:\.\w+)*)`")
 
 
-@pytest.mark.parametrize("name", ["cli.md", "recipes.md"])
+@pytest.mark.parametrize("name", ["cli.md", "recipes.md", "studies.md", "results.md"])
 def test_generated_pages_are_fresh(name):
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == pages(app)[name], "run: make docs"
 
 
 def test_a_stale_page_fails_the_check(tmp_path, monkeypatch):
     monkeypatch.setattr("mosaic_cli.commands.manual.DOCS", tmp_path)
+    (tmp_path / "results.md").write_text("# Results\n")
     with pytest.raises(CheckFailed, match=r"cli\.md is stale"):
         write_pages(app, check=True)
     write_pages(app, check=False)
@@ -51,8 +53,10 @@ def test_every_schema_is_documented_with_keys_that_are_written():
     words = _strings(ROOT / "mosaic_cli" / "commands")
     written = {word for word in words if re.fullmatch(r"mosaic\.[\w.-]+/\d+", word)} - {"mosaic.error/1"}
     assert {schema for schema, _ in JSON_OBJECTS.values()} == written
-    known = words | _strings(ROOT / "mosaic_cli" / "probes") | {field.name for field in dataclasses.fields(Sample)}
-    keys = {part for _, keys in JSON_OBJECTS.values() for key in keys for part in key.split("[].")}
+    known = words | _strings(ROOT / "mosaic_cli" / "probes")
+    known |= {field.name for one in (Sample, CellCost) for field in dataclasses.fields(one)}
+    known |= _strings(ROOT / "mosaic_cli" / "studies")
+    keys = {part for _, keys in JSON_OBJECTS.values() for key in keys for part in re.split(r"\[\]\.|\.", key)}
     assert {key.removesuffix("_interval") for key in keys} <= known
 
 

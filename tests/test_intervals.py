@@ -2,7 +2,7 @@
 
 import pytest
 
-from mosaic_cli.intervals import Z_95, Estimate, estimate
+from mosaic_cli.intervals import T_95, Z_95, Estimate, estimate, estimate_few, student_95
 
 
 def test_nothing_is_known_of_nothing():
@@ -24,3 +24,16 @@ def test_other_numbers_have_standard_errors():
     found = estimate([1.0, 2.0, 3.0, None])
     assert found.mean == 2 and found.high - 2 == pytest.approx(Z_95 / 3**0.5) == 2 - found.low
     assert estimate([0.3]) == Estimate(0.3, None, None, 1)
+
+
+def test_a_few_numbers_have_student_s_interval():
+    found = estimate_few([1.0, 2.0, 3.0])
+    assert found.mean == 2 and found.high - 2 == pytest.approx(4.302653 / 3**0.5) == 2 - found.low
+    assert estimate_few([0.3]) == Estimate(0.3, None, None, 1)
+
+
+def test_student_s_interval_narrows_to_the_normal_s():
+    assert student_95(11) == pytest.approx(2.200985, rel=1e-3) and student_95(30) == pytest.approx(2.042272, rel=1e-3)
+    widths = [student_95(degrees) for degrees in range(1, 40)]
+    assert widths == sorted(widths, reverse=True) and student_95(10**6) == pytest.approx(Z_95, rel=1e-5)
+    assert len(T_95) == 10

@@ -1,6 +1,5 @@
 """`mosaic train --dry-run`: what a run would be and cost."""
 
-import time
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
@@ -8,11 +7,11 @@ from mosaic_cli.commands import display
 if TYPE_CHECKING:
     from mosaic_cli.recipe import LoadedRecipe
 
-TIMED_STEPS = 3
-
 
 def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
     """Print the resolved recipe with each value's origin, and the run's size and expected time."""
+    from mosaic_cli.training.cost import TIMED_STEPS
+
     cost = _cost(loaded)
     rows = [(key, value, loaded.origin(key)) for key, value in _flat(loaded)]
     if json:
@@ -31,62 +30,33 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
             ("time, validations not counted", display.format_seconds(cost["seconds"])),
             ("on", cost["placement"]),
         ],
-        caption=f"Time from {TIMED_STEPS} steps on random tokens; the vocabulary size is {cost['vocab_source']}.",
+        caption=f"Time from {TIMED_STEPS} steps of one batch; the vocabulary size is {cost['vocab_source']}.",
     )
 
 
 def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     from mosaic_cli.core.model import count_parameters, flops_per_token
     from mosaic_cli.device import choose_placement
+    from mosaic_cli.training.cost import expected_vocab, sample_batch, step_seconds
     from mosaic_cli.training.setup import new_model
 
     recipe = loaded.recipe
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    vocab_size, vocab_source = _vocab_size(recipe)
+    vocab_size, vocab_source = expected_vocab(recipe)
     model = new_model(recipe, vocab_size, placement)
     parameters = count_parameters(model)
-    step_tokens = recipe.train.batch_size * recipe.model.context_length
+    batch = sample_batch(recipe, vocab_size)
     checkpoint_bytes = 3 * 4 * parameters  # weights and AdamW's two averages in float32
     return {
         "parameters": parameters,
-        "flops_per_step": 3 * step_tokens * flops_per_token(model.config),
-        "tokens": step_tokens * recipe.train.max_steps,
+        "flops_per_step": 3 * batch.asked * flops_per_token(model.config),
+        "tokens": batch.asked * recipe.train.max_steps,
         "state_bytes": checkpoint_bytes + 4 * parameters,
         "disk_bytes": (recipe.train.keep_checkpoints + 1) * checkpoint_bytes,
-        "seconds": _step_seconds(model, recipe, vocab_size, placement) * recipe.train.max_steps,
+        "seconds": step_seconds(model, batch, recipe.train, placement) * recipe.train.max_steps,
         "placement": placement.reason,
         "vocab_source": vocab_source,
     }
-
-
-def _vocab_size(recipe) -> tuple[int, str]:
-    from mosaic_cli.data.shards import Manifest
-
-    if recipe.data_dir.exists():
-        return Manifest.load(recipe.data_dir).vocab_size, "the prepared data's"
-    known = {"byte": 257, "gpt2": 50257, "bpe": recipe.data.vocab_size}
-    if recipe.data.tokenizer in known:
-        return known[recipe.data.tokenizer], "the recipe's"
-    return recipe.data.vocab_size, f"a guess: {recipe.data_dir} is not prepared yet"
-
-
-def _step_seconds(model, recipe, vocab_size: int, placement) -> float:
-    """Median wall time of a step on random tokens, optimizer and clipping included."""
-    import numpy as np
-
-    from mosaic_cli.training.loop import backward
-    from mosaic_cli.training.optimizer import make_optimizer, update
-
-    optimizer = make_optimizer(model, recipe.train)
-    shape = (recipe.train.batch_size, recipe.model.context_length + 1)
-    windows = np.random.default_rng(0).integers(0, vocab_size, shape)
-    seconds = []
-    for _ in range(TIMED_STEPS + 1):  # the first warms up
-        started = time.perf_counter()
-        backward(model, windows, recipe.train, placement)
-        update(model, optimizer, recipe.train, recipe.train.min_lr)
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds[1:])[TIMED_STEPS // 2]
 
 
 def _flat(loaded: "LoadedRecipe") -> list[tuple[str, object]]:

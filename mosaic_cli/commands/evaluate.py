@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.crossing import check_crossing, crossing_object, print_crossing
 from mosaic_cli.commands.options import Debug, Device, Dtype, Json
 from mosaic_cli.commands.recall_table import print_recall, recall_row
 from mosaic_cli.errors import CheckFailed, NonFiniteError, UsageError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
 BOUNDS = ("loss", "perplexity", "bits_per_byte", "tokens")  # figures that --min and --max may name
 BOUNDS_OF_RECALL = ("accuracy", "recalls")
+BATCH_TOKENS = 8192
 
 
 def evaluate(
@@ -46,9 +48,20 @@ def evaluate(
         list[str] | None, typer.Option("--max", metavar="NAME=V", help="Exit 3 when a figure is above V.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of a record that holds the text, with --on FILE.")] = "text",
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once; does not change the result.")] = 8192,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens read at once; does not change the result.")
+    ] = BATCH_TOKENS,
+    crossing: Annotated[
+        bool,
+        typer.Option(
+            "--crossing", help="Of two models: the position from which on the second's smoothed loss is the lower one."
+        ),
+    ] = False,
     figure: Annotated[
-        Path | None, typer.Option(help="With --by-position: draw the curves into this .png or .svg.")
+        Path | None,
+        typer.Option(
+            help="With --by-position or --crossing: draw the curves into this .png or .svg; without a suffix, both."
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -65,12 +78,15 @@ def evaluate(
         [_bound(text, "--max", known) for text in max_ or []],
     )
     contexts = _contexts(context)
-    if on == "recall" and (by_position or contexts):
+    if on == "recall" and (by_position or contexts or crossing):
         raise UsageError(
             "recall is asked of whole stories, by form and distance",
             where="--on recall",
-            hint="Leave out --by-position and --context.",
+            hint="Leave out --by-position, --context and --crossing.",
         )
+    if crossing:
+        check_crossing(ckpt, contexts)
+        by_position = True
     if figure is not None:
         from mosaic_cli.commands.figures import check_figure, draw_loss_by_position
 
@@ -78,52 +94,61 @@ def evaluate(
     placement = choose_placement(device, dtype)
     display.note(f"evaluating on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
+    found = {}
     if on == "recall":
         rows = [recall_row(one, placement) for one in trained]
     else:
-        rows = _language_rows(trained, placement, on, text_field, contexts, batch_tokens, by_position)
+        results = _language_results(trained, placement, on, text_field, contexts, batch_tokens, crossing)
+        rows = [_values(one, result, on, by_position) for one, result in results]
+        found = {"crossing": crossing_object(results, on)} if crossing else {}
     if figure is not None:
-        draw_loss_by_position(rows, figure)
-        display.note(f"drawn: {figure}")
+        for path in draw_loss_by_position(rows, figure, **found):
+            display.note(f"drawn: {path}")
     failed = _failed(rows, *bounds)
     if not json:
         print_recall(rows) if on == "recall" else _print(rows, by_position)
+        if crossing:
+            print_crossing(found["crossing"])
     elif not failed:  # one object on stdout: the error takes the place of the results
-        display.print_json("mosaic.eval/1", {"results": rows})
+        display.print_json("mosaic.eval/1", {"results": rows, **found})
     if failed:
         raise CheckFailed("; ".join(failed), where="--min/--max")
 
 
-def _language_rows(
+def evaluate_one(one: "TrainedModel", on: str, placement: "Placement") -> dict[str, object]:
+    """One model's object as `--json` prints it, with every option at its default but `--on`."""
+    if on == "recall":
+        return recall_row(one, placement)
+    ((_, result),) = _language_results([one], placement, on, "text", [], BATCH_TOKENS, False)
+    return _values(one, result, on, by_position=False)
+
+
+def _language_results(
     trained: "list[TrainedModel]",
     placement: "Placement",
     on: str,
     text_field: str,
     contexts: list[int],
     batch_tokens: int,
-    by_position: bool,
-) -> list[dict]:
-    """One object a model and context length."""
+    keep_windows: bool,
+) -> "list[tuple[TrainedModel, LanguageResult]]":
+    """One result a model and context length."""
     from mosaic_cli.runs.loading import open_text
 
-    rows = []
+    results = []
     for one in trained:
         tokens, num_bytes = open_text(one, on, text_field)
+        options = {"num_bytes": num_bytes, "batch_tokens": batch_tokens, "keep_windows": keep_windows}
         for length in contexts or [one.model.config.context_length]:
-            result = _measure(one, tokens, num_bytes, length, placement, batch_tokens)
-            rows.append(_values(one, result, on, by_position))
-    return rows
+            results.append((one, _measure(one, tokens, length, placement, options)))
+    return results
 
 
-def _measure(
-    one: "TrainedModel", tokens, num_bytes: int, length: int, placement, batch_tokens: int
-) -> "LanguageResult":
+def _measure(one: "TrainedModel", tokens, length: int, placement, options: dict) -> "LanguageResult":
     from mosaic_cli.evaluation.language import evaluate_language
 
     with display.Bar() as bar:
-        for result in evaluate_language(
-            one.model, tokens, placement, context_length=length, num_bytes=num_bytes, batch_tokens=batch_tokens
-        ):
+        for result in evaluate_language(one.model, tokens, placement, context_length=length, **options):
             bar.update(f"{one.spec}, context {length}", result.tokens, result.total_tokens)
     if not math.isfinite(result.perplexity):
         raise NonFiniteError(

@@ -9,27 +9,33 @@ EVEN_STYLE = {"color": "0.6", "linewidth": 3, "alpha": 0.6, "zorder": 0, "label"
 LINE_STYLES = ("-", "--", ":", "-.")  # told apart in grey too
 DRAWN = 7 / 8  # share of the distances that is drawn: the farthest have so few positions that they show noise
 FLOOR = 1e-3  # of an even weight: below this a weight is as good as none, and would only flatten the rest
-SMOOTHING = 8  # positions averaged on each side beyond the first ones, where a single position is noisy
 
 
 def check_figure(path: Path, by_position: bool) -> None:
     """Raises UsageError when the figure cannot be drawn: no losses by position, or neither .png nor .svg."""
-    if path.suffix not in (".png", ".svg"):
+    if path.suffix not in ("", ".png", ".svg"):
         raise UsageError(f"{path} is neither .png nor .svg", where="--figure")
     if not by_position:
         raise UsageError("a figure needs the losses by position", where="--figure", hint="Add --by-position.")
 
 
-def draw_loss_by_position(rows: list[dict], path: Path) -> None:
-    """Loss against position in the window, one line a model, from the rows of `eval --by-position`."""
-    plt = _pyplot()
+def draw_loss_by_position(rows: list[dict], path: Path, crossing: dict | None = None) -> list[Path]:
+    """Loss against position in the window, one line a model, from the rows of `eval --by-position`, and the crossing.
+
+    Returns the files: `path`, or without a suffix a .png and an .svg of that name.
+    """
+    import numpy as np
+
+    from mosaic_cli.evaluation.crossing import smooth
+
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for row, style in zip(rows, LINE_STYLES * len(rows), strict=False):
         axes.plot(
             [p + 1 for p in row["positions"]],
-            _smooth(row["loss_by_position"]),
+            smooth(np.array(row["loss_by_position"])),
             style,
-            label=f"{row['ckpt']} ({row['kind']}, {row['parameters'] / 1e6:.2f} M)",
+            label=plain(f"{row['ckpt']} ({row['kind']}, {row['parameters'] / 1e6:.2f} M)"),
         )
     axes.set(
         xscale="log",
@@ -39,15 +45,24 @@ def draw_loss_by_position(rows: list[dict], path: Path) -> None:
     )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
+    if crossing is not None and crossing["position"] is not None:
+        _draw_crossing(axes, crossing, len(rows[0]["positions"]))
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    paths = [path] if path.suffix else [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    return [save(plt, figure, one, close=one == paths[-1]) for one in paths]
+
+
+def _draw_crossing(axes, crossing: dict, length: int) -> None:
+    """A line at the crossing in a band from one end of its interval to the other."""
+    low, high = crossing["interval"]
+    axes.axvspan(low + 1, (length - 1 if high is None else high) + 1, color="0.85", zorder=0, label="95 % interval")
+    words = f"from position {crossing['position']} on {crossing['of']} is below"
+    axes.axvline(crossing["position"] + 1, color="0.3", linewidth=1, label=plain(words))
 
 
 def draw_patterns(values: dict, path: Path) -> None:
     """Mean retrieval weight against distance from the object of `probe patterns`: a column a model, a row a layer."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = values["results"]
     panels = _panels(plt, max(row["heads"][-1]["layer"] for row in rows) + 1, len(rows))
     num_lines = max(_lines(row) for row in rows)
@@ -75,7 +90,7 @@ def _draw_pattern(column, row: dict, num_lines: int) -> None:
     for layer in range(deepest + 1):
         column[layer].plot(shown, row["even"][:drawn], **EVEN_STYLE)
         column[layer].set_ylabel(f"layer {layer}: mean weight")
-    column[0].set_title(_plain(f"{row['ckpt']} ({row['kind']})"))
+    column[0].set_title(plain(f"{row['ckpt']} ({row['kind']})"))
     column[deepest].tick_params(labelbottom=True)  # the neighbour may be deeper
     past = "distance (tokens; 1 is the pair stored just before)"
     column[deepest].set_xlabel(past if nearest else "distance + 1 (tokens; 1 is the token itself)")
@@ -83,7 +98,7 @@ def _draw_pattern(column, row: dict, num_lines: int) -> None:
 
 def draw_slot_shares(values: dict, path: Path) -> None:
     """Share of a head's weight by rank of the slot, from the object of `probe memories`: a panel a layer."""
-    plt = _pyplot()
+    plt = pyplot()
     layers = list(dict.fromkeys(head["layer"] for head in values["heads"]))
     panels = _panels(plt, len(layers), 1)
     for axes, layer in zip(panels[:, 0], layers, strict=True):
@@ -94,12 +109,13 @@ def draw_slot_shares(values: dict, path: Path) -> None:
         axes.axhline(1 / len(shares), **EVEN_STYLE)
         axes.set_ylabel(f"layer {layer}: share of weight")
         axes.set_ylim(bottom=FLOOR / len(shares))
-    panels[0, 0].set_title(_plain(f"Slots of {values['ckpt']} on {values['on']}, {values['positions']:,} positions"))
+    panels[0, 0].set_title(plain(f"Slots of {values['ckpt']} on {values['on']}, {values['positions']:,} positions"))
     panels[-1, 0].set_xlabel("rank of the slot in its head")
     _finish(plt, panels, path)
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib's pyplot, drawing into files only."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -133,9 +149,19 @@ def _head_style(head: int, num_heads: int) -> dict:
     }
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of the user's as matplotlib shows it unchanged: a dollar would begin mathematics."""
     return text.replace("$", r"\$")
+
+
+def save(plt, figure, path: Path, close: bool = True) -> Path:
+    """Write a figure, the same bytes for the same figure; a .png has 150 dpi."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    if close:
+        plt.close(figure)
+    return path
 
 
 def _finish(plt, panels, path: Path) -> None:
@@ -150,9 +176,3 @@ def _finish(plt, panels, path: Path) -> None:
     figure.legend(legend.values(), legend, loc="outside lower center", ncols=min(len(legend), 7), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _smooth(losses: list[float]) -> list[float]:
-    """A running mean whose width grows with the position, so that the steep beginning stays as it is."""
-    spans = [losses[i - min(SMOOTHING, i // 4) : i + min(SMOOTHING, i // 4) + 1] for i in range(len(losses))]
-    return [sum(span) / len(span) for span in spans]

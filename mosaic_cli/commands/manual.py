@@ -1,4 +1,5 @@
-"""Writes docs/cli.md from the commands and docs/recipes.md from the recipes' schema, so that neither can drift.
+"""Writes docs/cli.md from the commands, docs/recipes.md and docs/studies.md from the schemas, and the tables of studies
+into docs/results.md, so that none can drift.
 
 A program of its own: `python -m mosaic_cli.commands.manual`. With `--check` it compares, and exits 3 on a stale page.
 """
@@ -13,8 +14,11 @@ from pathlib import Path
 import typer
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.markdown import code, header_comment, table
+from mosaic_cli.commands.study_pages import fill_blocks, studies_page
 from mosaic_cli.errors import CheckFailed, MosaicError, UsageError
 from mosaic_cli.recipe import BUILTIN_RECIPES, documented_keys, load_recipe
+from mosaic_cli.studies.results import RESULTS
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 NOTE = "Written by `make docs`; a test compares it. Change the code, not this page."
@@ -86,6 +90,22 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "vocab_source": "where the vocabulary size comes from",
         },
     ),
+    "train --profile": (
+        "mosaic.train-profile/1",
+        {
+            "steps": "profiled steps",
+            "on": "device and arithmetic, with the reason",
+            "step_seconds": "mean wall time of a step while it was profiled; the parts add up to it",
+            "plain_step_seconds": "median wall time of a step without the profiler",
+            "parts[].part": "modules by name, the blocks' numbers left out, such as `contextual.keys.project`; each "
+            "holds what the parts named after it do not. Around them `input`, `between the parts`, `head and loss`, "
+            "`norm and clipping of gradients`, `optimizer`, and `other`: what no part holds",
+            "parts[].forward_seconds": "time a step in the forward pass, or all of it for what has but one pass; on a "
+            "GPU time of kernels. A loss in chunks computes its gradient here",
+            "parts[].backward_seconds": "time a step in the backward pass",
+            "parts[].share": "both, of `step_seconds`",
+        },
+    ),
     "eval": (
         "mosaic.eval/1",
         {
@@ -110,6 +130,37 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "results[].interval": "95 % confidence interval of the loss, [low, high]; null with a single window",
             "results[].positions": "positions in the window, from 0; only with `--by-position`",
             "results[].loss_by_position": "mean loss at each of them; only with `--by-position`",
+            "crossing.of": "the second model, as given after `--ckpt`; this and what follows: only with `--crossing`",
+            "crossing.over": "the first model",
+            "crossing.position": "from 0, the first position from which on, to the end of the window, the second's "
+            "smoothed loss is below the first's; 0 where it is everywhere, null where it is not at the end",
+            "crossing.interval": "its 95 % confidence interval, [low, high], by a bootstrap over windows; high is null "
+            "where more than 2.5 % of the resamples have no crossing, both where `position` is null",
+            "crossing.share": "share of the resamples that have a crossing",
+            "crossing.windows": "whole windows, which were drawn from",
+        },
+    ),
+    "compare": (
+        "mosaic.compare/1",
+        {
+            "studies": "for each study its results, as in studies/results/NAME.json: "
+            "[formats.md](formats.md#results-of-studies)",
+        },
+    ),
+    "compare --dry-run": (
+        "mosaic.compare-dry-run/1",
+        {
+            "studies[].name": "name of the study",
+            "studies[].cells[].cell": "name of the cell in the names of its runs",
+            "studies[].cells[].runs": "its runs, done or not; at most this many until the sweep has chosen",
+            "studies[].cells[].left": "how many are to do, one that was begun counting by the steps that are left",
+            "studies[].cells[].parameters": "parameters of the model",
+            "studies[].cells[].tokens": "training tokens of a run",
+            "studies[].cells[].flops": "floating-point operations of a run's training",
+            "studies[].cells[].seconds": "expected time of a run; null where none is to do",
+            "studies[].cells[].seconds_left": "expected time of all that is to do",
+            "studies[].runs[].name": "every run that the study may need",
+            "studies[].runs[].state": "`new`, `begun`, `diverged` or `done`",
         },
     ),
     "generate": (
@@ -187,9 +238,9 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "contributions[].contribution": "its part of `logit`",
             "contributions[].leave_one_out": "direct change of `logit` were it forgotten and its weight taken up by "
             "the others; null for what is not retrieved",
-            "contributions[].unread": "change of the log-probability of `target` when the token at `position` reads "
-            "without this pair, everything above computed again; 0, not tried, for a weight of at most 1e-4; null for "
-            "what is not a stored pair",
+            "contributions[].unread": "change of the log-probability of `target` when the token at `position` and the "
+            "7 before it read without this pair, all that they do computed again; 0, not tried, where none of them "
+            "gives it a weight above 1e-4; null for what is not a stored pair",
             "contributions[].matches": "for the strongest pairs of a mosaic: tokens `asked` and `stored` "
             "(`asked_text`, `stored_text`) and their `share` of the cosine of the keys; else empty",
             "rest": "what the contributions that are not listed add up to",
@@ -342,7 +393,13 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
 
 def pages(app: typer.Typer) -> dict[str, str]:
     """The generated pages: file name in docs/ -> text."""
-    return {"cli.md": cli_page(app), "recipes.md": recipes_page()}
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    return {
+        "cli.md": cli_page(app),
+        "recipes.md": recipes_page(),
+        "studies.md": studies_page(NOTE),
+        "results.md": fill_blocks(results, DOCS.parent / RESULTS),
+    }
 
 
 def cli_page(app: typer.Typer) -> str:
@@ -365,13 +422,13 @@ def recipes_page() -> str:
         shown = default if default == "required" else f"`{_YAML_WORDS.get(default, default)}`"
         sections.setdefault(key.partition(".")[0], []).append((f"`{key}`", shown, description))
     for section, rows in sections.items():
-        parts += [f"## Keys of `{section}`", _table(("key", "default", "meaning"), rows)]
+        parts += [f"## Keys of `{section}`", table(("key", "default", "meaning"), rows)]
     parts.append("## Built-in recipes")
     paths = sorted(BUILTIN_RECIPES.glob("*.yaml"), key=lambda path: path.stem)
     head = ("recipe", "kind", "layers", "heads", "width", "context", "steps", "batch", "data")
-    parts.append(_table(head, [_recipe_row(path) for path in paths]))
+    parts.append(table(head, [_recipe_row(path) for path in paths]))
     for path in paths:
-        parts += [f"### {path.stem}", *_header_comment(path), f"[recipes/{path.name}](../recipes/{path.name})"]
+        parts += [f"### {path.stem}", *header_comment(path), f"[recipes/{path.name}](../recipes/{path.name})"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -405,7 +462,7 @@ def _contents_line(name: str, command) -> str:
 def _root_section(root) -> list[str]:
     rows = [_option_row(option, {}) for option in root.params if not option.hidden]
     rows.append(("`-h`, `--help`", "", "Show the help; after a command, that command's."))
-    return [_code("mosaic [OPTIONS] COMMAND ..."), _table(("option", "default", "meaning"), rows)]
+    return [code("mosaic [OPTIONS] COMMAND ..."), table(("option", "default", "meaning"), rows)]
 
 
 def _command_section(name: str, command) -> list[str]:
@@ -415,17 +472,17 @@ def _command_section(name: str, command) -> list[str]:
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     required = [_spelled(p, hints)[-1] for p in options if p.required]
     usage = " ".join(["mosaic", name, *required, *map(_argument_word, arguments), "[OPTIONS]"])
-    parts = [f"## mosaic {name}", command.help, _code(usage)]
+    parts = [f"## mosaic {name}", command.help, code(usage)]
     if arguments:
         rows = [(f"`{_argument_word(p)}`", _default(p), p.help) for p in arguments]
-        parts.append(_table(("argument", "default", "meaning"), rows))
-    parts.append(_table(("option", "default", "meaning"), [_option_row(p, hints) for p in options]))
+        parts.append(table(("argument", "default", "meaning"), rows))
+    parts.append(table(("option", "default", "meaning"), [_option_row(p, hints) for p in options]))
     for invocation, (schema, keys) in JSON_OBJECTS.items():
         if invocation.split(" --")[0] == name:
             parts.append(f"`mosaic {invocation} --json` prints an object of the schema `{schema}`:")
-            parts.append(_table(("key", "meaning"), [(f"`{key}`", meaning) for key, meaning in keys.items()]))
+            parts.append(table(("key", "meaning"), [(f"`{key}`", meaning) for key, meaning in keys.items()]))
     epilog = command.epilog or inspect.getmodule(function).EPILOG
-    return [*parts, "Example:", _code(epilog.removeprefix("Example: "))]
+    return [*parts, "Example:", code(epilog.removeprefix("Example: "))]
 
 
 def _option_row(option, hints: dict) -> tuple[str, str, str]:
@@ -468,34 +525,6 @@ def _recipe_row(path: Path) -> tuple[str, ...]:
     shape = (model.num_layers, model.num_heads, model.d_model, model.context_length)
     numbers = [f"{number:,}" for number in (*shape, train.max_steps, train.batch_size)]
     return f"[{path.stem}](#{path.stem})", model.kind, *numbers, source
-
-
-def _header_comment(path: Path) -> Iterator[str]:
-    """The comment a recipe opens with, in paragraphs; what is indented there is code."""
-    prose: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        text = line.removeprefix("#").removeprefix(" ")
-        if text.startswith("  "):
-            yield "\n".join(prose)
-            yield _code(text.strip())
-            prose = []
-        else:
-            prose.append(text)
-    if prose:
-        yield "\n".join(prose)
-
-
-def _code(text: str) -> str:
-    return f"```\n{text}\n```"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
 
 
 def write_pages(app: typer.Typer, check: bool) -> None:

@@ -22,7 +22,7 @@ def prepare(
         list[str] | None,
         typer.Argument(
             help="A recipe; or text, jsonl or parquet files (plain, .gz, .zst), folders, - for standard "
-            "input, hub:owner/name[:split], builtin:stories."
+            "input, hub:owner/name[:split], builtin:stories, builtin:regbench."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: the recipe's, or data/NAME.")] = None,
@@ -113,6 +113,8 @@ def _from_sources(
         default = name.rpartition("/")[2]
     elif kind == "builtin":
         values, default = {"source": "builtin", "builtin": rest}, rest
+        if rest != "stories":
+            values["tokenizer"] = "char"
     else:
         values, default = {"source": "files", "files": source}, Path(source[0]).name.split(".")[0] or "text"
         default = "stdin" if source == ["-"] else default

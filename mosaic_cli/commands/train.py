@@ -11,12 +11,13 @@ import typer
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Debug, Json, Seed, Set
 from mosaic_cli.commands.prepare import prepare_with_progress
-from mosaic_cli.errors import CheckpointError, Interrupted, UsageError
+from mosaic_cli.errors import CheckpointError, Interrupted, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
-    from mosaic_cli.recipe import LoadedRecipe
+    from mosaic_cli.device import Placement
+    from mosaic_cli.recipe import LoadedRecipe, Recipe
     from mosaic_cli.runs.directory import Run
-    from mosaic_cli.training.loop import Trainer
+    from mosaic_cli.training.loop import StepReport, Trainer
 
 EPILOG = "Example: mosaic train quickstart --run first --set train.max_steps=200"
 
@@ -30,6 +31,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run would be and cost; train nothing.")
     ] = False,
+    profile: Annotated[
+        int | None, typer.Option(min=1, help="Say where the time of this many steps goes; keep nothing.")
+    ] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Compile the model (train.compile).")] = None,
     log_to: Annotated[str | None, typer.Option(help="Also log to: tensorboard.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
@@ -59,6 +63,10 @@ def train(
         _check_begun(begun)
     loaded = load_recipe(recipe or begun.recipe_path, flags=flags, overrides=set_)
     begun = begun or locate_run(loaded.recipe.name)
+    if profile is not None:
+        if resume or dry_run:
+            raise UsageError("a profile begins from nothing", where="--profile", hint="Leave out --resume, --dry-run.")
+        return _profile(loaded.recipe, profile, json)
     if dry_run:
         from mosaic_cli.commands.dry_run import show_dry_run
 
@@ -67,10 +75,32 @@ def train(
         _check_begun(begun)
     else:
         refuse_existing(begun)
-    with begun.locked():
-        trainer = _make_trainer(loaded, begun, resume)
-        _train(trainer, limit, write_event(begun.path))
-        _report(trainer, json)
+    trainer, _ = train_run(loaded, begun, resume, limit, write_event(begun.path))
+    _report(trainer, json)
+
+
+def train_run(
+    loaded: "LoadedRecipe",
+    run: "Run",
+    resume: bool,
+    limit: float | None = None,
+    write_event: "Callable[[StepReport], None]" = lambda _: None,
+) -> "tuple[Trainer, int | None]":
+    """Train a run to its end, drawing how far it is; prepares its data if that is not there.
+
+    Args:
+        limit: seconds after which it is stopped and saved.
+        write_event: called with each step's report.
+
+    Returns:
+        The trainer, and the signal that came during the last step, if one did.
+
+    Raises:
+        Interrupted: stopped by a signal, saved.
+    """
+    with run.locked():
+        trainer = _make_trainer(loaded, run, resume)
+        return trainer, _train(trainer, limit, write_event)
 
 
 def _check_begun(run: "Run") -> None:
@@ -82,11 +112,28 @@ def _check_begun(run: "Run") -> None:
         )
 
 
-def _make_trainer(loaded: "LoadedRecipe", run: "Run", resume: bool) -> "Trainer":
-    from mosaic_cli.device import choose_placement
-    from mosaic_cli.training.setup import begin, data_differences, take_up
+def _profile(recipe: "Recipe", steps: int, json: bool) -> None:
+    from mosaic_cli.commands.profile import check_profile, show_profile
 
-    recipe = loaded.recipe
+    check_profile(recipe)
+    show_profile(recipe, _prepared_placement(recipe), steps, json)
+
+
+def _make_trainer(loaded: "LoadedRecipe", run: "Run", resume: bool) -> "Trainer":
+    from mosaic_cli.training.setup import begin, take_up
+
+    placement = _prepared_placement(loaded.recipe)
+    trainer = take_up(run, loaded, placement) if resume else begin(loaded.recipe, run.name, placement)
+    if reason := trainer.run.info()["fallback_reason"]:
+        display.warn(f"training on {trainer.run.info()['data_source']}, NOT on what the recipe names: {reason}")
+    return trainer
+
+
+def _prepared_placement(recipe: "Recipe") -> "Placement":
+    """Where to train, once the data is there."""
+    from mosaic_cli.device import choose_placement
+    from mosaic_cli.training.setup import data_differences
+
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
     display.note(f"training on {placement.reason}, seed {recipe.train.seed}")
     if not recipe.data_dir.exists():
@@ -96,13 +143,10 @@ def _make_trainer(loaded: "LoadedRecipe", run: "Run", resume: bool) -> "Trainer"
             f"training on {recipe.data_dir} as it was prepared: {'; '.join(differences)}. To prepare it anew: "
             f"mosaic prepare RECIPE --force"
         )
-    trainer = take_up(run, loaded, placement) if resume else begin(recipe, run.name, placement)
-    if reason := trainer.run.info()["fallback_reason"]:
-        display.warn(f"training on {trainer.run.info()['data_source']}, NOT on what the recipe names: {reason}")
-    return trainer
+    return placement
 
 
-def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> None:
+def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> int | None:
     """Run the loop under a display and a signal handler, and keep run.json's status true."""
     run, start = trainer.run, time.monotonic()
     before = run.info()["seconds"]
@@ -143,13 +187,15 @@ def _train(trainer: "Trainer", limit: float | None, write_event: Callable) -> No
             "left at once; the last checkpoint is intact", caught[-1], where=run.path, hint=go_on
         ) from left
     except BaseException as error:
-        record_failure("failed", error=getattr(error, "message", repr(error)))
+        diverged = isinstance(error, NonFiniteError)
+        record_failure("failed", error=getattr(error, "message", repr(error)), diverged=diverged)
         raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if caught and not finished:
         raise Interrupted(f"stopped at step {trainer.state.step}, saved", caught[0], where=run.path, hint=go_on)
+    return caught[0] if caught else None
 
 
 def _report(trainer: "Trainer", json: bool) -> None:

@@ -2,10 +2,12 @@
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mosaic_cli.core.config import ModelConfig
+from mosaic_cli.core.loss import ChunkedLoss, chunk_tokens, chunks_pay
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.core.transformer import Transformer
 
@@ -14,6 +16,8 @@ class LanguageModel(Protocol):
     """The contract of both kinds: see `Mosaic` for the shapes."""
 
     config: ModelConfig
+    embedding: nn.Embedding
+    """Its weight (V, C) is the head's as well."""
 
     def __call__(self, tokens: Tensor, cache=None) -> Tensor: ...
     def hidden(self, tokens: Tensor, cache=None) -> Tensor: ...
@@ -29,12 +33,36 @@ def build_model(config: ModelConfig) -> Mosaic | Transformer:
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats per token, computed in float32; logits (B, T, V), targets (B, T).
+    """Cross-entropy in nats per token, computed in float32 or wider; logits (B, T, V), targets (B, T).
 
-    `reduction` is `mean`, or `none` for the loss of each token (B, T).
+    A target of -100 does not count and costs 0. `reduction` is `mean` over those that count, `sum`, or `none` for the
+    loss of each token (B, T).
     """
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
-    return loss if reduction == "mean" else loss.view_as(targets)
+    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(wide, targets.flatten(), reduction=reduction)
+    return loss.view_as(targets) if reduction == "none" else loss
+
+
+def training_loss(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+    """`next_token_loss(model(tokens), targets, "sum")` with its gradients, but the logits are cut up where that pays.
+
+    `tokens` and `targets` are (B, T); the loss is ().
+    """
+    hidden, head = model.hidden(tokens), model.embedding.weight
+    if chunks_pay(targets.numel(), len(head), hidden.device):
+        return ChunkedLoss.apply(hidden.flatten(0, 1), head, targets.flatten())
+    return next_token_loss(model.head(hidden), targets, "sum")
+
+
+@torch.no_grad()
+def token_losses(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+    """`next_token_loss(model(tokens), targets, "none")` (B, T) without gradients, with a chunk's logits at a time."""
+    hidden = model.hidden(tokens)
+    if not chunks_pay(targets.numel(), model.config.vocab_size, hidden.device):
+        return next_token_loss(model.head(hidden), targets, "none")
+    chunk = chunk_tokens(hidden.device)
+    pieces = zip(hidden.flatten(0, 1).split(chunk), targets.flatten().split(chunk), strict=True)
+    return torch.cat([next_token_loss(model.head(h)[None], t[None], "none")[0] for h, t in pieces]).view_as(targets)
 
 
 def count_parameters(model: nn.Module) -> int:

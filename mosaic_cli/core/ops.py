@@ -5,6 +5,7 @@ Shapes, here and in all of core:
 Sources: arXiv 2405.06394 ("v1") and 2507.03285 ("v2"); docs/equations.md lists the equations with the functions.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -112,41 +113,97 @@ def _norm(x: Tensor) -> Tensor:
 
 def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
     """The normalised leaky average of x (B, T, H, D): keys (B, H, T, D), in float32 or better (v1)."""
+    if torch.compiler.is_compiling():
+        return _compiled_leaky_keys(x, rate)[0].transpose(1, 2)
     if not torch.is_grad_enabled():
-        return normalise(leaky_average(x, rate))
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return _LeakyKeys.apply(x.to(dtype), rate.to(dtype))
+        return _keys_forward(x, rate)[0]
+    return _LeakyKeys.apply(x, rate)
 
 
-class _LeakyKeys(torch.autograd.Function):
-    """Averaging and normalising with the gradient written out: autograd would record a dozen small steps.
+def _keys_forward(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (B, H, T, D) and the averages' lengths (B, H, T, 1)."""
+    average = leaky_average(x, rate)
+    norm = _norm(average)
+    return average / norm, norm
+
+
+def _keys_backward(gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by x (B, T, H, D) and by rate (H,).
 
     The gradient of a recurrence is the recurrence run backwards: with g the gradient by the averages a,
     G_t = g_t + lambda G_{t+1} is the gradient by x_t, and the sum of G_t . a_{t-1} that by lambda.
     """
+    along = (gradient * keys).sum(dim=-1, keepdim=True)
+    by_average = torch.addcmul(gradient, keys, along, value=-1).div_(norm)  # (B, H, T, D)
+    by_x = leaky_average(by_average.transpose(1, 2), rate, reverse=True)  # (B, H, T, D)
+    dots = (by_x[:, :, 1:] * keys[:, :, :-1]).sum(dim=-1, keepdim=True).mul_(norm[:, :, :-1])
+    return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
+
+
+class _LeakyKeys(torch.autograd.Function):
+    """Averaging and normalising with the gradient written out: autograd would record a dozen small steps."""
 
     @staticmethod
     def forward(ctx, x: Tensor, rate: Tensor) -> Tensor:
-        average = leaky_average(x, rate)
-        norm = _norm(average)
-        keys = average / norm
+        keys, norm = _keys_forward(x, rate)
         ctx.save_for_backward(keys, norm, rate)
+        ctx.dtype = x.dtype
         return keys
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        keys, norm, rate = ctx.saved_tensors
-        along = (gradient * keys).sum(dim=-1, keepdim=True)
-        by_average = torch.addcmul(gradient, keys, along, value=-1).div_(norm)  # (B, H, T, D)
-        by_x = leaky_average(by_average.transpose(1, 2), rate, reverse=True)  # (B, H, T, D)
-        dots = (by_x[:, :, 1:] * keys[:, :, :-1]).sum(dim=-1, keepdim=True).mul_(norm[:, :, :-1])
-        return by_x.transpose(1, 2), -torch.exp(-rate) * dots.sum(dim=(0, 2, 3))
+        by_x, by_rate = _keys_backward(gradient, *ctx.saved_tensors)
+        return by_x.to(ctx.dtype), by_rate
+
+
+# The compiler sees the keys as one step that it cannot look into: the recursion over chunks would be compiled anew for
+# every number of its levels, and there is little in it to fuse. Memory is laid out (B, T, H, D), whatever T is.
+@torch.library.custom_op("mosaic::leaky_keys", mutates_args=())
+def _compiled_leaky_keys(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    keys, norm = _keys_forward(x, rate)
+    return keys.transpose(1, 2).contiguous(), norm.transpose(1, 2).contiguous()
+
+
+@torch.library.custom_op("mosaic::leaky_keys_backward", mutates_args=())
+def _compiled_leaky_keys_backward(
+    gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    by_x, by_rate = _keys_backward(*(tensor.transpose(1, 2) for tensor in (gradient, keys, norm)), rate)
+    return by_x.to(dtype).contiguous(), by_rate
+
+
+@_compiled_leaky_keys.register_fake
+def _(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    keys = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    return keys, keys.new_empty(*x.shape[:-1], 1)
+
+
+@_compiled_leaky_keys_backward.register_fake
+def _(gradient: Tensor, keys: Tensor, norm: Tensor, rate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty(keys.shape, dtype=dtype, device=keys.device), torch.empty_like(rate)
+
+
+def _save_keys(ctx, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, inputs[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _differentiate_keys(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    return _compiled_leaky_keys_backward(gradient, *ctx.saved_tensors, ctx.dtype)
+
+
+_compiled_leaky_keys.register_autograd(_differentiate_keys, setup_context=_save_keys)
 
 
 def neighbours(x: Tensor, delay: int = 1) -> tuple[Tensor, Tensor]:
     """x_d .. x_{T-1} and x_0 .. x_{T-1-d} of x (B, H, T, D), as views; d is the delay, less than T."""
-    return _Neighbours.apply(x, delay) if torch.is_grad_enabled() else (x[:, :, delay:], x[:, :, :-delay])
+    return _Neighbours.apply(x, delay) if _records_eagerly() else (x[:, :, delay:], x[:, :, :-delay])
+
+
+def _records_eagerly() -> bool:
+    """Whether a written-out gradient pays: the compiler fuses what autograd records just as well."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _Neighbours(torch.autograd.Function):
@@ -180,7 +237,7 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(content.dtype, torch.float32)
     content, gamma, alpha = content.to(dtype), gamma.to(dtype).view(-1, 1, 1), alpha.to(dtype).view(-1, 1, 1)
-    if torch.is_grad_enabled():
+    if _records_eagerly():
         return _PeekedValues.apply(content, gamma, alpha)
     mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
     return mixed * (alpha / _norm(mixed))
@@ -232,11 +289,11 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
     if T == 1:
-        return _attend(queries, keys, values, dropout)
+        return attend(queries, keys, values, dropout)
     if T == S:
-        return _attend(queries, keys, values, dropout, is_causal=True)
+        return attend(queries, keys, values, dropout, is_causal=True)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
-    return _attend(queries, keys, values, dropout, attn_mask=visible)
+    return attend(queries, keys, values, dropout, attn_mask=visible)
 
 
 def slot_read(
@@ -258,17 +315,48 @@ def slot_read(
     """
     B, H, T, D = queries.shape
     dtype, beta, alpha = values.dtype, beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
-    scale_slots = keys.shape[1] < B * T
+    # a compiled model keeps to one side for every T, lest it be compiled twice
+    scale_slots = T > 1 if torch.compiler.is_compiling() else keys.shape[1] < B * T
     keys, values = (keys * beta, values * alpha) if scale_slots else (keys, values)
     queries = queries if scale_slots else queries * beta
     queries = queries.to(dtype)
     if B > 1:
         queries = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    reads = _attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
+    reads = attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
     if B > 1:
         reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
     return reads if scale_slots else (reads * alpha).to(dtype)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float, **mask: object) -> Tensor:
-    return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=1.0, **mask)
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    dropout: float,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
+
+    On a CPU no fused kernel drops weights, and torch's own way spends most of the time on random numbers. There the
+    weights are made here, and the numbers, four to a draw, by a faster generator that torch's own seeds.
+    """
+    if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
+    scores = (queries * scale) @ keys.mT  # (B, H, T, S)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    weights = scores.softmax(-1).to(values.dtype)
+    kept, share = _keep(weights.shape, dropout)
+    return torch.where(kept, weights, 0) @ values / share
+
+
+def _keep(shape: torch.Size, dropout: float) -> tuple[Tensor, float]:
+    """Booleans that are false with probability `dropout`, to the next 1/65536, and the share that is to be true."""
+    bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-shape.numel() // 4))
+    numbers = torch.from_numpy(bits.view(np.int16)[: shape.numel()]).view(shape)  # uniform from -32768 to 32767
+    dropped = round(dropout * 65536)
+    return numbers >= dropped - 32768, 1 - dropped / 65536

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mosaic_cli.core.cache import AttentionCache, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.feedforward import MLP
+from mosaic_cli.core.ops import attend
 from mosaic_cli.errors import UsageError
 
 
@@ -22,15 +23,13 @@ class CausalRead(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The newest T of S positions: queries (B, H, T, D), keys and values (B, H, S, D) -> reads (B, H, T, D)."""
         T, S = queries.shape[2], keys.shape[2]
-        mask = None if T in (S, 1) else torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
-        return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=T == S and T > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        mask: dict[str, object] = {}
+        if T == S:
+            mask = {"is_causal": True}
+        elif T > 1:
+            mask = {"attn_mask": torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)}
+        dropout = self.dropout if self.training else 0.0
+        return attend(queries, keys, values, dropout, scale=queries.shape[-1] ** -0.5, **mask)
 
 
 class CausalAttention(nn.Module):

@@ -1,7 +1,6 @@
 """Reading from a short window of pairs in time and memory that grow with the text as O(T h) (v2, short-term memory)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mosaic_cli.core import ops
@@ -48,7 +47,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, window: int, dropout:
     shape = queries.shape[2], keys.shape[2]
     newest = shape[1] - shape[0]
     seen = torch.ones(shape, dtype=torch.bool, device=keys.device).tril(newest).triu(newest - window + 1)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=dropout, scale=1.0)
+    return ops.attend(queries, keys, values, dropout, attn_mask=seen)
 
 
 def _blocks_read(queries: Tensor, keys: Tensor, values: Tensor, start: int, window: int, dropout: float) -> Tensor:

@@ -18,9 +18,11 @@ from mosaic_cli import __version__
 from mosaic_cli.data.documents import Source
 from mosaic_cli.data.encoding import Segment, encoded
 from mosaic_cli.data.sample import Sample
-from mosaic_cli.data.shards import SPLITS, Manifest, ShardWriter, SourceInfo, SplitInfo, TokenizerInfo
+from mosaic_cli.data.shards import SPLITS, Manifest, RowRule, ShardWriter, SourceInfo, SplitInfo, TokenizerInfo
 from mosaic_cli.data.sources import open_source
 from mosaic_cli.data.splits import parts
+from mosaic_cli.data.tasks.registry import TASKS, task_tokenizer
+from mosaic_cli.data.tasks.task import Task
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
 from mosaic_cli.data.workspace import workspace
@@ -86,27 +88,43 @@ def prepare(
 
 def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress, None, PrepareProgress]:
     yield PrepareProgress("open")
-    tokenizer = None if data.tokenizer in ("bpe", "char") else make_tokenizer(data.tokenizer)
+    task = TASKS.get(data.builtin) if data.source == "builtin" else None
+    tokenizer = task_tokenizer(data.builtin) if task else _tokenizer_beforehand(data)
     spool = folder / "spool"
     spool.mkdir()
     source = open_source(data, spool)
     scan = yield from _scan(source, data)
-    if data.tokenizer == "bpe":
+    if tokenizer is None and data.tokenizer == "bpe":
         yield PrepareProgress("train tokenizer", documents=scan.documents)
         tokenizer = Tokenizer.train(scan.sample.texts(scan.cut), data.vocab_size)
-    elif data.tokenizer == "char":
+    elif tokenizer is None:
         tokenizer = Tokenizer.of_characters(scan.alphabet)
     scan.sample = None  # its memory is wanted for the second pass
     splits = yield from _encode(folder, source, scan, tokenizer)
     shutil.rmtree(spool)
-    manifest = _write_manifest(folder, data, source, tokenizer, splits)
+    manifest = _write_manifest(folder, data, source, tokenizer, splits, task and _row_rule(task, tokenizer))
     return PrepareProgress(
         "done", documents=scan.documents, tokens=manifest.train.tokens + manifest.val.tokens, manifest=manifest
     )
 
 
+def _tokenizer_beforehand(data: DataSection) -> Tokenizer | None:
+    """The tokenizer, unless it depends on the text."""
+    return None if data.tokenizer in ("bpe", "char") else make_tokenizer(data.tokenizer)
+
+
+def _row_rule(task: Task, tokenizer: Tokenizer) -> RowRule:
+    after = None if task.after is None else tokenizer.single(task.after)
+    return RowRule(task.longest, tokenizer.encode(task.ignored), after)
+
+
 def _write_manifest(
-    folder: Path, data: DataSection, source: Source, tokenizer: Tokenizer, splits: dict[str, SplitInfo]
+    folder: Path,
+    data: DataSection,
+    source: Source,
+    tokenizer: Tokenizer,
+    splits: dict[str, SplitInfo],
+    rows: RowRule | None,
 ) -> Manifest:
     path = folder / TOKENIZER_FILE
     tokenizer.save(path)
@@ -125,6 +143,7 @@ def _write_manifest(
             sum(s.blank for s in both),
         ),
         **splits,
+        rows=rows,
         created_by=f"mosaic {__version__}",
         settings=data.model_dump(mode="json", exclude={"dir", "if_unreachable"}),
     )

@@ -17,7 +17,7 @@ from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.files import dump_json, load_json, sha256, sync, write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: rows
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
 SHARD_TOKENS = 1 << 27  # 256 MiB of uint16: few files, yet each one quick to copy, check or fetch again
@@ -67,6 +67,18 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
+class RowRule:
+    """Each document is a row that is read by itself, and these of its tokens are asked for."""
+
+    longest: int
+    """Tokens that a row may have, end-of-text left out."""
+    ignored: list[int]
+    """Tokens that are never asked for."""
+    after: int | None = None
+    """Where given, only what comes later than the first token behind it is asked for."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a folder of shards holds."""
 
@@ -79,6 +91,8 @@ class Manifest:
     train: SplitInfo
     val: SplitInfo
     created_by: str
+    rows: RowRule | None = None
+    """Present where the data consists of rows, not of one long text."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The recipe's data section as it was, to notice that a folder was made from other settings."""
 

@@ -1,14 +1,17 @@
-"""The source that a recipe names: files, a data set of the hub, or the built-in story writer."""
+"""The source that a recipe names: files, a data set of the hub, or something built in."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from mosaic_cli.data.documents import Source
 from mosaic_cli.data.file_source import FileSource
 from mosaic_cli.data.hub import HubUnreachable, hub_name, open_hub
+from mosaic_cli.data.tasks.registry import TASKS
+from mosaic_cli.data.tasks.task import NUM_VALIDATION
 from mosaic_cli.recipe import DataSection
 
-BUILTIN_DOCUMENTS = 20_000  # what the built-in writer writes when the recipe names no number
+BUILTIN_DOCUMENTS = 20_000  # what is built in writes this many when the recipe names no number
 
 
 def open_source(data: DataSection, spool: Path) -> Source:
@@ -24,21 +27,21 @@ def open_source(data: DataSection, spool: Path) -> Source:
     if data.source == "files":
         return FileSource(data, spool)
     if data.source == "builtin":
-        return BuiltinSource(data)
+        return _task_source(data) if data.builtin in TASKS else StorySource(data)
     try:
         return open_hub(data)
     except HubUnreachable as error:
         if data.if_unreachable == "error":
             raise
-        return BuiltinSource(data, hub_name(data, data.hub_split), error.message)
+        return StorySource(data, hub_name(data, data.hub_split), error.message)
 
 
-class BuiltinSource(Source):
+class StorySource(Source):
     """Stories from the seeded writer."""
 
     def __init__(self, data: DataSection, requested: str | None = None, reason: str | None = None):
         count = data.num_documents or BUILTIN_DOCUMENTS
-        used = f"builtin: {data.builtin} ({count:,} documents, seed {data.seed})"
+        used = f"builtin: stories ({count:,} documents, seed {data.seed})"
         super().__init__(data, requested or used)
         self.total, self.used, self.fallback_reason = count, used, reason
 
@@ -48,3 +51,27 @@ class BuiltinSource(Source):
         for story in stories(self.total, seed=self.data.seed):
             self.done += 1
             yield story.text, True
+
+
+class ProblemSource(Source):
+    """Problems of a built-in task."""
+
+    def __init__(self, data: DataSection, requested: str, problems: Callable[[], Iterable[str]], total: int):
+        super().__init__(data, requested)
+        self._problems, self.total = problems, total
+
+    def _texts(self) -> Iterator[tuple[str, bool]]:
+        for text in self._problems():
+            self.done += 1
+            yield text, True
+
+
+def _task_source(data: DataSection) -> Source:
+    """The training problems of a task, and beside them the fixed ones that it validates on."""
+    count, task = data.num_documents or BUILTIN_DOCUMENTS, TASKS[data.builtin]
+    name = f"builtin: {data.builtin}"
+    training = partial(task.training, count, data.seed)
+    source = ProblemSource(data, f"{name} ({count:,} problems, seed {data.seed})", training, count)
+    fixed = data.model_copy(update={"num_documents": None})  # that number is for the training problems
+    source.validation = ProblemSource(fixed, f"{name}, validation", task.validation, NUM_VALIDATION)
+    return source

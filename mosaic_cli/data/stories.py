@@ -2,7 +2,7 @@
 
 A story has three or four children, a place to be and one of seven plots. It states two to five facts, each once:
 
-    place   Mia put the kite under the old bridge.        owner   Grandma gave the drum to Tom.
+    place   Mia put the kite under the old bridge.        owner   Grandma chose the drum for Tom.
     colour  Ben painted the bell green.                   name    Ana called the duck Pepper.
 
 and recalls them later, in four forms from easy to hard:
@@ -14,8 +14,9 @@ and recalls them later, in four forms from easy to hard:
 
 What makes it a task: an answer is drawn uniformly and independently of what it is about, so nothing but memory tells
 it. Two facts of a kind never share an answer, nor its first word, and a thing never has both a place and a colour, so
-the first word of an answer is decided by recall; and which fact is recalled when is drawn too, so neither recency nor
-frequency decides. Words and sentences are in `story_words.py`.
+the first word of an answer is decided by recall; owners are children who are not in the story, so that no answer is
+left over by elimination; and which fact is recalled when is drawn too, so neither recency nor frequency decides. Words
+and sentences are in `story_words.py`.
 
 Every random choice goes through one chooser, which adds up what the choices cost. Each choice shows in the text, where
 it is made or at the end of its sentence, and nothing is drawn that is not told; so two derivations never give one text,
@@ -143,11 +144,6 @@ class _Fact:
     def kind(self) -> str:
         return words.KINDS[self.way]
 
-    @property
-    def insider(self) -> str:
-        """The owner of a thing, or the child who put or painted it, is not the one to wonder about it."""
-        return self.answer if self.kind == "owner" else self.who
-
 
 class _Page:
     """A story while it is written: the text so far, its people and facts, and the words not used yet."""
@@ -180,13 +176,13 @@ class _Page:
     def say(self, sentences: tuple[words.Sentence, ...]) -> None:
         """Write one of the sentences; they tell no fact."""
         sentence = self.draw(sentences)
-        self._fill_roles(sentence, insider="")
+        self._fill_roles(sentence, without="")
         self._add(self._gap + sentence.before % self.slots)
 
     def tell(self, fact: _Fact, sentences: tuple[words.Sentence, ...], form: str, link: str = "") -> None:
         """Write one of the sentences, which tell the fact: first its statement, later a recall of this form."""
         sentence = self.draw(sentences)
-        self._fill_roles(sentence, fact.insider)
+        self._fill_roles(sentence, fact.who)  # who put or painted a thing is not the one to wonder about it
         self.slots["thing"], self.slots["who"] = fact.thing, fact.who
         before = self._gap + link + sentence.before % self.slots
         answer = fact.answer[0].upper() + fact.answer[1:] if sentence.capital else fact.answer
@@ -217,12 +213,12 @@ class _Page:
         fact.spans.append(span)
         self.latest = fact
 
-    def _fill_roles(self, sentence: words.Sentence, insider: str) -> None:
+    def _fill_roles(self, sentence: words.Sentence, without: str) -> None:
         if sentence.needs_adult and not self.adult:
             self.meet_adult()
         if not sentence.roles:
             return
-        people = [child for child in self.children if child.name != insider]
+        people = [child for child in self.children if child.name != without]
         for role in sentence.roles:
             person = self.asker if role == "a" and self.asker else self.choose.draw(people)
             self.slots[role] = person.name
@@ -262,7 +258,7 @@ def _state_first(page: _Page, plot: words.Plot) -> None:
     page.new_paragraph()
     about_animals = plot.way == "called"
     page.slots["goods"] = "animals" if about_animals else "things"
-    count = page.choose.pick(plot.counts) or len(page.children)
+    count = page.choose.pick(plot.counts)
     nouns = _bring(page, words.ANIMALS if about_animals else words.THINGS, count)
     page.say(plot.lists)
     _state(page, plot, plot.way, plot.statements, nouns, count)
@@ -304,7 +300,7 @@ def _another_child(page: _Page, name: str) -> str:
 def _answer(page: _Page, plot: words.Plot, kind: str) -> str:
     """Draw an answer that no other fact of this story has, uniformly and whatever it will be about."""
     if kind == "owner":
-        return page.draw(page.children).name
+        return page.draw(words.CHILDREN).name  # one of those who are not in the story
     if kind == "colour":
         return page.draw(words.COLOURS)
     if kind == "name":

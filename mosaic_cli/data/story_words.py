@@ -39,7 +39,7 @@ class Sentence(NamedTuple):
 class Plot(NamedTuple):
     """How a story goes: what the children want, the facts it states first, and those it may state second.
 
-    `way` says how the first facts come about (a key of KINDS), `counts` how many there may be: 0 is one for each child.
+    `way` says how the first facts come about (a key of KINDS), `counts` how many there may be.
     """
 
     indoors: bool
@@ -93,12 +93,15 @@ ANIMALS = _with_article(
     "dog cat rabbit duck hen mouse parrot turtle frog squirrel kitten puppy goose lamb hamster otter"
 )
 
-COLOURS = _words("red blue green yellow white black brown pink purple orange")
+COLOURS = _words(
+    "red blue green yellow white black brown pink purple orange grey silver golden violet scarlet turquoise"
+)
 ANIMAL_NAMES = _words(
-    "Pepper Biscuit Ginger Cookie Muffin Patch Snowy Lucky Rusty Daisy Honey Coco Fluffy Misty Toffee Pickle"
+    "Pepper Biscuit Ginger Cookie Muffin Patch Snowy Lucky Rusty Daisy Honey Coco Fluffy Misty Toffee Pickle "
+    "Button Pebble Sunny Clover"
 )
 
-PREPOSITIONS = _words("under behind beside near inside on by between")
+PREPOSITIONS = _words("under behind beside near inside on by between in at below outside against opposite")
 # Adjectives and nouns of places, outdoors and indoors; every adjective goes with every noun beside it.
 ADJECTIVES = (
     _words("old big little huge tiny crooked pretty strange funny lovely wide mossy muddy wet"),
@@ -116,6 +119,12 @@ PLACES = (
         "on": _words("bench cart wagon barrel rock wall log crate table"),
         "by": _AROUND_OUTDOORS,
         "between": _words("trees rocks bushes benches barrels carts logs crates"),
+        "in": _words("shed cart wagon barrel hut basket crate tent"),
+        "at": _AROUND_OUTDOORS,
+        "below": _words("bench tree cart wagon bush table bridge"),
+        "outside": _words("gate fence shed hut tent"),
+        "against": _words("bench tree gate fence shed cart wagon barrel rock wall log hut"),
+        "opposite": _AROUND_OUTDOORS,
     },
     {
         "under": _words("table chair desk shelf bench stool"),
@@ -126,6 +135,12 @@ PLACES = (
         "on": _words("table chair desk shelf bench stool chest trunk crate box"),
         "by": _AROUND_INDOORS,
         "between": _words("tables chairs stools chests crates barrels baskets boxes"),
+        "in": _words("cupboard chest trunk crate barrel basket box"),
+        "at": _AROUND_INDOORS,
+        "below": _words("table chair desk shelf bench stool"),
+        "outside": _words("cupboard chest trunk door"),
+        "against": _words("table chair desk shelf bench stool cupboard chest trunk door crate barrel basket box"),
+        "opposite": _AROUND_INDOORS,
     },
 )
 
@@ -230,22 +245,22 @@ PLOTS = (
     Plot(
         indoors=True,
         wants=_sentences(
-            "Then {adult} came in with a bag full of gifts.",
-            "{adult} had come a long way to see them, and {she} had gifts for them.",
-            "There was a knock, and {adult} walked in with gifts for them.",
+            "Then {adult} came in with gifts for their cousins, and they helped {her} to wrap them.",
+            "{adult} had bought gifts for their cousins, and {she} wanted to wrap them.",
+            "There was a knock, and {adult} walked in with gifts for all their cousins.",
         ),
         lists=_sentences("{adult} showed them {list}.", "They saw {list}.", "Out came {list}."),
         way="given",
-        counts=(0,),
+        counts=(2, 3, 4),
         statements=_sentences(
-            "{who} gave the {thing} to {answer}.",
-            "{who} smiled and gave the {thing} to {answer}.",
-            "{who} handed the {thing} to {answer}.",
-            "{who} said some kind words and gave the {thing} to {answer}.",
+            "{who} chose the {thing} for {answer}.",
+            "{who} smiled and chose the {thing} for {answer}.",
+            "{who} wrapped the {thing} for {answer}.",
+            "{who} found some paper and wrapped the {thing} for {answer}.",
         ),
         second_ways=("looked", "put"),
         endings=_sentences(
-            "They all thanked {adult} and played until dark.",
+            "{adult} thanked them all, and they played until dark.",
             "They all gave {adult} a hug and sang for {her}.",
             "In the evening they all had cake with {adult}.",
         ),
@@ -330,8 +345,8 @@ SECOND_LEADS = {
         "Soon it was time for the animals to sleep.",
     ),
     "belonged": _sentences(
-        "Not everyone knew the owners of the {goods}.",
-        "They talked about who would keep the {goods}.",
+        "None of the {goods} was their own, and they talked about that.",
+        "All the {goods} had owners, who were not there that day.",
         "{a} wanted to know more about the {goods}, and {b} could help.",
     ),
     "looked": _sentences(
@@ -454,7 +469,6 @@ _PLACE = {
         "And where was the {thing} now? {Answer}.",
     ),
 }
-# No child is named before an owner: whoever asks is not the owner, and among three children that would tell much.
 _OWNER = {
     "mention": _sentences(
         "The {thing} belonged to {answer}, and nobody forgot it.",
@@ -575,8 +589,8 @@ TELLINGS = {
     "given": _with_more(
         _OWNER,
         mention=_sentences(
-            "Everyone knew that {who} had given the {thing} to {answer}.",
-            "They had all seen how {who} gave the {thing} to {answer}.",
+            "Everyone knew that {who} had chosen the {thing} for {answer}.",
+            "They had all seen how {who} chose the {thing} for {answer}.",
         ),
     ),
     "belonged": _OWNER,

@@ -203,6 +203,14 @@ class Tokenizer:
             hint="Name one of these tokens; a space inside of the quotes belongs to it.",
         )
 
+    def after_space(self, text: str) -> int | None:
+        """The one token that a text is with a space before it, as a word has it inside of a sentence; or None."""
+        try:
+            ids = self.encode(f" {text}")
+        except DataError:  # a `char` tokenizer that knows no space, or not the text
+            return None
+        return ids[0] if len(ids) == 1 else None
+
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, as arrays of `dtype`, on several cores."""
         for text in texts:

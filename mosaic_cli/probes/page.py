@@ -3,28 +3,41 @@
 The template shows the data; all texts reach it as JSON in which nothing can end the script, and are shown as text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torch import Tensor
+
 from mosaic_cli.probes.reading import Reading
-from mosaic_cli.probes.report import KEY_TOKENS, Wording, predictions, standing, sums
-from mosaic_cli.probes.trace import Trace, contributions, trace
+from mosaic_cli.probes.report import KEY_TOKENS, Wording, costliest, predictions, standing, sums
+from mosaic_cli.probes.trace import Contribution, Path, Trace, contributions, paths, trace
 
 TEMPLATE = "trace.html.j2"
 ROWS = 8  # contributions shown for a token: 512 tokens stay well below 2 MB
 DIGITS = 6  # significant digits of a number on the page
 
 
-def page_items(reading: Reading, wording: Wording, chosen: Trace) -> Iterator[dict[str, Any]]:
+def page_items(
+    reading: Reading,
+    wording: Wording,
+    chosen: Trace,
+    share: float = 0.02,
+    unread_of: Callable[[Trace], Tensor | None] = lambda found: None,
+) -> Iterator[dict[str, Any]]:
     """How each token of the text but the first was predicted, and then what is predicted after its end.
 
     Each position traces the token that really came next, the last one the likeliest; that of `chosen` traces what it
     does. One at a time, as a trace holds a number for each memory of the model.
+
+    Args:
+        share: see `paths`.
+        unread_of: what losing each pair would change (N, H, S), see `unread_effects`; None where that was not asked.
     """
     T = len(reading.tokens)
     for position in range(T):
         target = reading.tokens[position + 1] if position + 1 < T else reading.logits[position].argmax().item()
-        yield _item(reading, wording, chosen if position == chosen.position else trace(reading, position, target))
+        found = chosen if position == chosen.position else trace(reading, position, target)
+        yield _item(reading, wording, found, share, unread_of(found))
 
 
 def page_data(reading: Reading, wording: Wording, chosen: Trace, items: list[dict], name: str) -> dict[str, Any]:
@@ -49,16 +62,11 @@ def page_data(reading: Reading, wording: Wording, chosen: Trace, items: list[dic
     }
 
 
-def _item(reading: Reading, wording: Wording, found: Trace) -> dict[str, Any]:
+def _item(reading: Reading, wording: Wording, found: Trace, share: float, unread: Tensor | None) -> dict[str, Any]:
     listed = contributions(found.parts, found.parts.nth_size(ROWS))
-    wording.learn(listed)
-    rows = []
-    for part in listed:
-        record = wording.record(part, found.position)
-        row = {key: record[key] for key in ("id", "kind", "position", "value_text", "pushes")}
-        numbers = {key: _short(record[key]) for key in ("weight", "contribution", "leave_one_out")}
-        why = [(m["asked"], m["stored"], _short(m["share"])) for m in wording.matches(part, found.position)]
-        rows.append(row | numbers | {"why": why})
+    costly = [] if unread is None else costliest(found.parts, unread)
+    followed = paths(reading, found.parts, share)
+    wording.learn([*listed, *_parts(followed)])
     likeliest = predictions(reading, found.position, wording.token)
     return {
         "target": wording.token(found.target),
@@ -68,9 +76,37 @@ def _item(reading: Reading, wording: Wording, found: Trace) -> dict[str, Any]:
         "error": _short(found.completeness_error),
         "predictions": [(row["text"], _short(row["probability"])) for row in likeliest],
         "sums": [(part["kind"], part["layer"], _short(part["contribution"])) for part in sums(found.parts)],
-        "rows": rows,
+        "rows": [_row(wording, part, found.position, unread) for part in listed],
         "rest": _short(found.logit - sum(part.contribution for part in listed)),
+        "costliest": [_row(wording, part, found.position, unread) for part in costly],
+        "paths": [_path(wording, path) for path in followed],
+        "paths_rest": _short(found.logit - sum(path.amount for path in followed)),
     }
+
+
+def _row(wording: Wording, part: Contribution, position: int, unread: Tensor | None) -> dict[str, Any]:
+    record = wording.record(part, position)
+    row = {key: record[key] for key in ("id", "kind", "position", "value_text", "pushes")}
+    numbers = {key: _short(record[key]) for key in ("weight", "contribution", "leave_one_out")}
+    if part.is_pair and unread is not None:
+        numbers["unread"] = _short(unread[part.layer, part.row, part.index].item())
+    why = [(m["asked"], m["stored"], _short(m["share"])) for m in wording.matches(part, position)]
+    return row | numbers | {"why": why}
+
+
+def _path(wording: Wording, path: Path) -> list[Any]:
+    """A path as a list, which takes half the room: id, position, amount, rest, children, and what a slot pushes."""
+    part = path.contribution
+    children = [_path(wording, child) for child in path.children]
+    pushes = [wording.pushed(part)] if part.kind == "slot" else []
+    return [part.id, path.position, _short(path.amount), _short(path.rest), children, *pushes]
+
+
+def _parts(found: Iterable[Path]) -> Iterator[Contribution]:
+    """The parts along paths."""
+    for path in found:
+        yield path.contribution
+        yield from _parts(path.children)
 
 
 def _short(number: float | None) -> float | None:

@@ -204,7 +204,7 @@ def report(
         "contributions": rows,
         "rest": found.logit - sum(part.contribution for part in listed),
         "costliest": [
-            _with_unread(wording.record(part, found.position), part, unread) for part in _costliest(parts, unread)
+            _with_unread(wording.record(part, found.position), part, unread) for part in costliest(parts, unread)
         ],
         "paths": [wording.path(path) for path in paths(reading, parts, share)],
     }
@@ -214,8 +214,8 @@ def _with_unread(record: dict[str, Any], part: Contribution, unread: Tensor) -> 
     return record | {"unread": unread[part.layer, part.row, part.index].item() if part.is_pair else None}
 
 
-def _costliest(parts: Decomposition, unread: Tensor) -> list[Contribution]:
-    """The pairs whose loss would change most, in size, without those that change nothing."""
+def costliest(parts: Decomposition, unread: Tensor) -> list[Contribution]:
+    """The pairs whose loss would change most (`unread`, (N, H, S)), in size, without those that change nothing."""
     effects = unread.flatten()
     places = effects.abs().topk(min(COSTLIEST, len(effects))).indices
     found = torch.stack(torch.unravel_index(places[effects[places] != 0], unread.shape), 1)

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_cli.core.model import LanguageModel, next_token_loss
-from mosaic_cli.data.batches import Tokens, WindowBatches
+from mosaic_cli.core.model import LanguageModel, training_loss
+from mosaic_cli.data.batches import Batch, Tokens
+from mosaic_cli.data.rows import Rows, batches_of
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import DataError, NonFiniteError, UsageError
@@ -34,7 +34,7 @@ class StepReport:
     grad_norm: float
     """Norm of the gradient before clipping."""
     tokens: int
-    """Tokens trained on since the run began."""
+    """Tokens trained to predict since the run began."""
     seconds: float
     """Wall time of this step, without validation and saving."""
     validation: LanguageResult | None = None
@@ -53,7 +53,7 @@ class Trainer:
     Args:
         run: where checkpoints and metrics go.
         model: on the placement's device, with its starting values.
-        tokens: the train and val splits.
+        tokens: the train and val splits, both a text or both rows.
         tokenizer: that made the tokens.
         num_val_bytes: bytes of the val split's text, for bits per byte.
 
@@ -65,7 +65,7 @@ class Trainer:
         self,
         run: Run,
         model: LanguageModel,
-        tokens: dict[str, Tokens],
+        tokens: dict[str, Tokens | Rows],
         tokenizer: Tokenizer,
         train: TrainSection,
         placement: Placement,
@@ -75,10 +75,10 @@ class Trainer:
         self.run, self.model, self.train, self.placement = run, model, train, placement
         self.tokens, self.tokenizer, self.num_val_bytes = tokens, tokenizer, num_val_bytes
         self.optimizer = make_optimizer(model, train)
-        self.batches = WindowBatches(tokens["train"], model.config.context_length, train.batch_size, train.seed)
+        self.batches = batches_of(tokens["train"], model.config.context_length, train.batch_size, train.seed)
         if train.compile:  # a long-term memory's delay changes from step to step: compiled once for all, not for each
             torch._dynamo.config.allow_unspec_int_on_nn_module = True
-        self.compute = torch.compile(model) if train.compile else model
+        self.loss = torch.compile(training_loss) if train.compile else training_loss
         self.state = TrainingState()
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
@@ -143,7 +143,7 @@ class Trainer:
         self.model.train()
         rate = learning_rate(self.state.step, self.train)
         self.model.begin_step(self.train.seed, self.state.step)
-        loss = backward(self.compute, next(self.batches), self.train, self.placement)
+        loss = backward(self.model, batch := next(self.batches), self.train, self.placement, self.loss)
         try:
             norm = update(self.model, self.optimizer, self.train, rate, loss)
         except NonFiniteError as error:
@@ -151,7 +151,7 @@ class Trainer:
                 f"step {self.state.step + 1}: {error.message}", where=error.where, hint=error.hint
             ) from error
         self.state.step += 1
-        self.state.tokens += self.train.batch_size * self.model.config.context_length
+        self.state.tokens += batch.asked
         return loss, rate, norm, time.perf_counter() - started
 
     def _validate(self) -> tuple[LanguageResult | None, bool]:
@@ -224,19 +224,21 @@ class Trainer:
 
 
 def backward(
-    model: Callable[[Tensor], Tensor], windows: np.ndarray, train: TrainSection, placement: Placement
+    model: LanguageModel,
+    batch: Batch,
+    train: TrainSection,
+    placement: Placement,
+    loss: Callable[[LanguageModel, Tensor, Tensor], Tensor] = training_loss,
 ) -> float:
     """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token.
 
-    `windows` is (batch_size, context_length + 1): inputs and, one step on, targets.
+    `loss` is `training_loss` or what it was compiled to.
     """
-    batch = torch.from_numpy(windows).to(placement.device, non_blocking=True)
-    micro_batches = batch.split(train.micro_batch_size or train.batch_size)
     total = torch.zeros((), device=placement.device)
-    for micro in micro_batches:
+    for micro in batch.parts(train.micro_batch_size or train.batch_size):
+        inputs, targets = (torch.from_numpy(array).to(placement.device, non_blocking=True) for array in micro)
         with placement.autocast():
-            logits = model(micro[:, :-1])
-        loss = next_token_loss(logits, micro[:, 1:]) / len(micro_batches)
-        loss.backward()
-        total += loss.detach()
+            part = loss(model, inputs, targets) / batch.asked
+        part.backward()
+        total += part.detach()
     return total.item()

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 
 from mosaic_cli.core.model import LanguageModel, build_model, count_parameters
-from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards, open_split
+from mosaic_cli.data.batches import WindowBatches
+from mosaic_cli.data.rows import RowBatches, Rows, batches_of, open_data
+from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.device import Placement
+from mosaic_cli.device import Placement, machine_words
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.runs.directory import Run, create_run, locate_run, refuse_existing
@@ -30,12 +32,25 @@ MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
     "data.files",
     "data.if_unreachable",
 }
+LEAVES_RESULTS = MAY_CHANGE_ON_RESUME - {"train.max_steps", "train.eval_interval", "train.eval_tokens"}
+"""Keys that do not change what a finished run is worth: neither its weights nor which checkpoint is its best."""
 
 
 def new_model(recipe: Recipe, vocab_size: int, placement: Placement) -> LanguageModel:
     """The recipe's model with the starting values that its seed gives, on the placement's device."""
     torch.manual_seed(recipe.train.seed)
     return build_model(recipe.model.with_vocab(vocab_size)).to(placement.device)
+
+
+def training_batches(recipe: Recipe) -> tuple[WindowBatches | RowBatches, int]:
+    """The recipe's training batches from the first on, and the size of their vocabulary. The data must be prepared.
+
+    Raises:
+        DataError: the data is damaged, or too short for one window.
+    """
+    data, train = _open_data(recipe.data_dir), recipe.train
+    batches = batches_of(data.tokens["train"], recipe.model.context_length, train.batch_size, train.seed)
+    return batches, data.tokenizer.vocab_size
 
 
 def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
@@ -58,6 +73,7 @@ def begin(recipe: Recipe, run_name: str, placement: Placement) -> Trainer:
         device=str(placement.device),
         dtype=str(placement.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        machine=machine_words(placement.device),
         kind=recipe.model.kind,
         parameters=count_parameters(trainer.model),
         data_dir=str(recipe.data_dir),
@@ -100,7 +116,11 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
     if recipe != begun_with:
         run.write("recipe.yaml", recipe.to_yaml())
     run.update_info(
-        status="running", error=None, data_dir=str(recipe.data_dir), resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        status="running",
+        error=None,
+        diverged=False,
+        data_dir=str(recipe.data_dir),
+        resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     return trainer
 
@@ -119,24 +139,23 @@ def data_differences(recipe: Recipe) -> list[str]:
 class _Data(NamedTuple):
     manifest: Manifest
     tokenizer: Tokenizer
-    tokens: dict[str, TokenShards]
+    tokens: dict[str, TokenShards | Rows]
 
 
 def _open_data(folder: Path) -> _Data:
-    tokens = {split: open_split(folder, split) for split in SPLITS}  # checks every file, the tokenizer's too
+    tokens = {split: open_data(folder, split) for split in SPLITS}  # checks every file, the tokenizer's too
     return _Data(Manifest.load(folder), Tokenizer.load(folder / "tokenizer.json"), tokens)
 
 
 def _trainer(run: Run, recipe: Recipe, data: _Data, placement: Placement) -> Trainer:
     model = new_model(recipe, data.tokenizer.vocab_size, placement)
-    return Trainer(
-        run, model, data.tokens, data.tokenizer, recipe.train, placement, num_val_bytes=data.manifest.val.bytes
-    )
+    num_val_bytes = data.manifest.val.bytes if data.manifest.rows is None else None
+    return Trainer(run, model, data.tokens, data.tokenizer, recipe.train, placement, num_val_bytes=num_val_bytes)
 
 
 def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:
     """The run's recipe with the permitted changes of `asked` taken over."""
-    before, after = _flat(own), _flat(asked.recipe)
+    before, after = flat(own), flat(asked.recipe)
     for key, value in after.items():
         if before[key] != value and key != "name" and key not in MAY_CHANGE_ON_RESUME:
             raise UsageError(
@@ -147,7 +166,8 @@ def _changed(own: Recipe, asked: LoadedRecipe, run: Run) -> Recipe:
     return asked.recipe.model_copy(update={"name": own.name})
 
 
-def _flat(recipe: Recipe) -> dict[str, object]:
+def flat(recipe: Recipe) -> dict[str, object]:
+    """A recipe as dotted key -> value."""
     values = recipe.model_dump(mode="json")
     flat = {"name": values.pop("name")}
     return flat | {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}

@@ -104,6 +104,34 @@ def test_a_figure_is_drawn(world, mosaic):
     assert "<svg" in (world / "out" / "a.svg").read_text()
 
 
+def test_the_crossing_of_two_models(world, mosaic, refused):
+    (world / "short.txt").write_text("cat")
+    pair = ("--ckpt", "gpt", "--ckpt", "tiny", "--on", "text.txt", "--crossing")
+    result = mosaic("eval", *pair, "--figure", "out/ood", "--json")
+    found, (first, second) = result.json["crossing"], result.json["results"]
+    assert (found["of"], found["over"], found["windows"]) == ("tiny", "gpt", first["tokens"] // 8)
+    assert len(second["positions"]) == 8 and 0 <= found["share"] <= 1
+    assert (found["position"] is None) == (found["interval"] == [None, None])
+    assert "<svg" in (world / "out" / "ood.svg").read_text() and (world / "out" / "ood.png").stat().st_size > 1000
+    assert "From which position on tiny is below gpt" in mosaic("eval", *pair).out
+    for flags, message in (
+        (("--ckpt", "tiny", "--crossing"), "between two models, not 1"),
+        ((*pair, "--context", "4,8"), "windows of one length"),
+        ((*pair[:4], "--on", "short.txt", "--crossing"), "shorter than one window"),
+        ((*pair[:4], "--on", "recall", "--crossing"), "recall is asked of whole stories"),
+    ):
+        assert message in refused(2, "eval", *flags)["message"]
+
+
+def test_models_that_read_other_tokens_have_no_crossing(world, mosaic, refused):
+    (world / "other.txt").write_text((world / "text.txt").read_text()[::-1])
+    other = ("-s", "data.files=[other.txt]", "-s", "data.dir=data/other", "--steps", 1, "--run", "other")
+    assert mosaic("train", "tiny.yaml", *other).code == 0
+    error = refused(2, "eval", "--ckpt", "tiny", "--ckpt", "other", "--crossing")
+    assert "different validation splits" in error["message"] and "--on FILE" in error["hint"]
+    assert mosaic("eval", "--ckpt", "tiny", "--ckpt", "other", "--crossing", "--on", "text.txt").code == 0
+
+
 def test_a_wide_table_shows_every_figure(world, mosaic, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     specs = [f"runs/{name}/checkpoints/step-0000000{step}" for name in ("tiny", "gpt") for step in (6, 8)]

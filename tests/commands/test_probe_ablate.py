@@ -54,6 +54,11 @@ def test_distances_leave_the_slots_alone(world, mosaic):
     assert not any("slot" in row["memory"] for row in found["results"])
 
 
+def test_one_distance_is_a_range_of_itself(world, mosaic):
+    one, many = (mosaic(*ABLATE, "--distance", text, "--json").json for text in ("2", "2-2"))
+    assert one == many and one["distance"] == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

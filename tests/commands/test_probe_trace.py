@@ -1,5 +1,6 @@
 """`mosaic probe trace`: what is promised of its object, its options, where it writes, and what it refuses."""
 
+import itertools
 import json
 import math
 
@@ -75,6 +76,21 @@ def test_a_target_and_its_lead(world, mosaic):
     assert mosaic(*TINY, TEXT, "--target", "<|endoftext|>", "--json").json["target"] == "<|endoftext|>"
 
 
+def test_a_token_taken_without_its_space_is_noted_where_the_other_is_likelier(world, mosaic):
+    words = ("--set", "data.tokenizer=bpe", "--set", "data.vocab_size=290", "--set", "data.dir=data/words")
+    assert mosaic("train", "tiny.yaml", "--run", "words", "--steps", 1, *words).code == 0
+    noted = set()
+    for letter, prompt in itertools.product("bh", ("the", "bb", "hh")):  # " b" and " h" are tokens too
+        asked = ("probe", "trace", "--ckpt", "words", prompt, "--json", "--target")
+        plain, spaced = mosaic(*asked, letter), mosaic(*asked, f" {letter}")
+        assert (plain.json["target"], spaced.json["target"]) == (letter, f" {letter}")
+        note = f'--target {letter}: "{letter}" as written'
+        assert (note in plain.err) == (spaced.json["logit"] > plain.json["logit"])
+        assert "as written" not in spaced.err
+        noted.add(note in plain.err)
+    assert noted == {True, False}
+
+
 def test_the_prompt_may_come_from_three_places(world, mosaic):
     (world / "prompt.txt").write_text("a\ncat")
     given = mosaic(*TINY, "a\ncat", "--json").json
@@ -125,6 +141,20 @@ def test_the_page_has_the_numbers_of_the_object(world, mosaic):
     assert data["tokens"] == trace["tokens"] and item["target"] == trace["target"]
     assert item["logit"] == pytest.approx(trace["logit"], rel=1e-5)
     assert [row["id"] for row in item["rows"]] == [row["id"] for row in trace["contributions"][:8]]
+    assert [row["id"] for row in item["costliest"]] == [row["id"] for row in trace["costliest"]]
+    assert [path[0] for path in item["paths"]] == [path["id"] for path in trace["paths"]]
+    assert [bool(item["costliest"]) for item in data["items"][1:]] == [False] * 13 + [True]
+
+
+def test_unread_is_shown_of_as_many_tokens_as_asked(world, mosaic):
+    assert mosaic(*TINY, TEXT, "--position", 6, "--html", "a.html", "--unread", 3).code == 0
+    page = (world / "a.html").read_text(encoding="utf-8")
+    items = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["items"][1:]
+    assert [position for position, item in enumerate(items) if item["costliest"]] == [4, 5, 6]
+    earlier = mosaic(*TINY, TEXT[:5], "--target", TEXT[5], "--json").json  # what the model read up to token 4
+    assert [row["id"] for row in items[4]["costliest"]] == [row["id"] for row in earlier["costliest"]]
+    unread = [row["unread"] for row in earlier["costliest"]]
+    assert [row["unread"] for row in items[4]["costliest"]] == pytest.approx(unread, rel=1e-5)
 
 
 def test_a_page_that_cannot_be_written_is_named(world, refused):

@@ -196,3 +196,13 @@ def test_an_error_that_nobody_foresaw(world, mosaic, monkeypatch):
 def test_sampling_and_validation_show_while_training(world, mosaic):
     result = mosaic(*NEW, "--set", "train.sample_prompt=the", "--set", "train.sample_tokens=5")
     assert "step 4: validation loss" in result.err and "  sample: the" in result.err
+
+
+def test_a_profile_keeps_nothing(world, mosaic, refused):
+    result = mosaic(*NEW, "--profile", 1, "--json")
+    assert result.code == 0 and result.json["schema"] == "mosaic.train-profile/1"
+    assert sum(part["share"] for part in result.json["parts"]) == pytest.approx(1)
+    assert not (world / "runs" / "new").exists()
+    assert "contextual.keys.project" in mosaic(*NEW, "--profile", 1).out
+    assert "compiler" in refused(2, *NEW, "--profile", 1, "--compile")["message"]
+    assert refused(2, *NEW, "--profile", 1, "--dry-run")["where"] == "--profile"

@@ -145,3 +145,31 @@ def test_values_peek_one_step_ahead(T):
     assert fast.shape == (2, H, T - 1, D)
     if T > 1:
         _assert_same(fast, slow, [content, gamma, alpha])
+
+
+@pytest.mark.parametrize("dropout", [0.05, 0.5])
+def test_dropped_weights_are_as_many_as_asked_for(dropout):
+    torch.manual_seed(0)
+    kept, share = ops._keep(torch.Size((3, 333, 1001)), dropout)
+    assert share == pytest.approx(1 - dropout, abs=1e-5)
+    assert kept.double().mean().item() == pytest.approx(share, abs=0.002)
+    neighbours = ~kept[..., 1:] & ~kept[..., :-1]
+    assert neighbours.double().mean().item() == pytest.approx(dropout**2, abs=0.002)  # draws of four are independent
+    torch.manual_seed(0)
+    assert torch.equal(ops._keep(kept.shape, dropout)[0], kept)  # torch's generator decides
+    assert not torch.equal(ops._keep(kept.shape, dropout)[0], kept)
+
+
+@pytest.mark.parametrize(
+    "mask", [{}, {"is_causal": True}, {"attn_mask": torch.tensor([[True, False]] * 4 + [[True, True]])}]
+)
+def test_reading_with_dropout_is_the_fused_read_with_weights_dropped(mask, monkeypatch):
+    """What is dropped is random; with nothing dropped, values and gradients are the fused kernel's."""
+    monkeypatch.setattr(ops, "_keep", lambda shape, _: (torch.ones(shape, dtype=torch.bool), 1.0))
+    S = 2 if "attn_mask" in mask else 5
+    inputs = [torch.randn(2, 3, n, 4, dtype=torch.float64, requires_grad=True) for n in (5, S, S)]
+    read = [ops.attend(*inputs, dropout, **mask) for dropout in (0.1, 0.0)]
+    torch.testing.assert_close(*read)
+    direction = torch.randn_like(read[0])
+    for ours, fused in zip(*(torch.autograd.grad((y * direction).sum(), inputs) for y in read), strict=True):
+        torch.testing.assert_close(ours, fused)

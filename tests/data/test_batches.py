@@ -7,10 +7,16 @@ from mosaic_cli.data.batches import WindowBatches
 from mosaic_cli.errors import DataError
 
 
+def _windows(batch):
+    """Inputs and the last target: the windows that the batch was made of."""
+    assert (batch.inputs[:, 1:] == batch.targets[:, :-1]).all()
+    return np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
+
+
 def test_an_epoch_visits_every_window_once(array_tokens):
     batches = WindowBatches(array_tokens(range(103)), context_length=10, batch_size=3, seed=0)
     offset, order = batches.offset, batches.order
-    windows = np.concatenate([next(batches) for _ in range(len(order) // 3)])
+    windows = np.concatenate([_windows(next(batches)) for _ in range(len(order) // 3)])
     assert sorted(windows[:, 0]) == [offset + 10 * i for i in range(len(order))][: len(windows)]
     assert (windows == windows[:, :1] + np.arange(11)).all(), "inputs and targets are neighbours in the text"
 
@@ -37,12 +43,12 @@ def test_a_stream_taken_up_goes_on_exactly(array_tokens, before):
 
 def test_seeds_give_other_orders(array_tokens):
     tokens = array_tokens(range(500))
-    assert not np.array_equal(next(WindowBatches(tokens, 5, 8, 1)), next(WindowBatches(tokens, 5, 8, 2)))
+    assert not np.array_equal(next(WindowBatches(tokens, 5, 8, 1)).inputs, next(WindowBatches(tokens, 5, 8, 2)).inputs)
 
 
 def test_a_text_of_exactly_one_window_serves(array_tokens):
     batches = WindowBatches(array_tokens(range(6)), 5, 2, 0)
-    assert next(batches).tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert _windows(next(batches)).tolist() == [[0, 1, 2, 3, 4, 5]] * 2
 
 
 def test_a_text_shorter_than_a_window_is_refused(array_tokens):

@@ -12,7 +12,7 @@ from texts import DOCUMENTS, FORMATS, as_jsonl, documents_of
 
 from mosaic_cli.data import hub as module
 from mosaic_cli.data.hub import HubUnreachable, ask_hub
-from mosaic_cli.data.sources import BuiltinSource, open_source
+from mosaic_cli.data.sources import StorySource, open_source
 from mosaic_cli.errors import DataError, UsageError
 from mosaic_cli.recipe import DataSection
 
@@ -100,7 +100,7 @@ def test_hub_that_fails_names_the_ways_out(tmp_path, hub):
 def test_hub_that_fails_falls_back_if_the_recipe_says_so(tmp_path, hub):
     hub.code = 503
     source = open_source(hub_section("some/set", if_unreachable="builtin", num_documents=2), tmp_path)
-    assert isinstance(source, BuiltinSource) and len(documents_of(source)) == 2
+    assert isinstance(source, StorySource) and len(documents_of(source)) == 2
     assert source.requested == "hub: some/set (split train)"
     assert source.used == "builtin: stories (2 documents, seed 0)"
     assert "cannot be reached" in source.fallback_reason

@@ -85,7 +85,7 @@ def test_manifest_survives_the_round_trip(shards):
     assert Manifest.load(shards) == manifest
     assert manifest.split("train").tokens == 40 and manifest.settings == {"files": ["a"]}
     values = json.loads((shards / "manifest.json").read_text())
-    assert (values["format"], values["format_version"]) == ("mosaic.data", 1)
+    assert (values["format"], values["format_version"]) == ("mosaic.data", 2)
 
 
 def test_fingerprint_is_that_of_the_tokens(tmp_path, shards):
@@ -162,8 +162,8 @@ def test_tokenizer_that_is_not_the_manifests(tmp_path):
 
 def test_newer_format_is_refused(shards):
     manifest = json.loads((shards / "manifest.json").read_text())
-    (shards / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2, "shape": "unknown"}))
-    with pytest.raises(DataError, match="format version 2, this toolkit reads up to 1") as caught:
+    (shards / "manifest.json").write_text(json.dumps({**manifest, "format_version": 3, "shape": "unknown"}))
+    with pytest.raises(DataError, match="format version 3, this toolkit reads up to 2") as caught:
         open_split(shards, "train")
     assert caught.value.where == str(shards / "manifest.json")
     assert "newer version" in caught.value.hint and "mosaic prepare" in caught.value.hint

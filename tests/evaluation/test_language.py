@@ -45,8 +45,8 @@ def test_the_batch_size_does_not_matter(array_tokens):
 
 def test_figures_worked_by_hand():
     result = LanguageResult(context_length=2, total_tokens=5, num_bytes=10)
-    result.add(np.array([[1.0, 2.0], [3.0, 4.0]]))
-    result.add(np.array([[5.0]]))
+    result.add(np.array([[1.0, 2.0], [3.0, 4.0]]), np.full((2, 2), True))
+    result.add(np.array([[5.0]]), np.array([[True]]))
     assert result.loss == 3 and result.perplexity == pytest.approx(math.e**3)
     assert result.bits_per_byte == pytest.approx(15 / math.log(2) / 10)
     assert result.loss_by_position == [3.0, 3.0]
@@ -60,7 +60,9 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
     generator, covered = np.random.default_rng(1), 0
     for _ in range(400):
         result = LanguageResult(context_length=4, total_tokens=240)
-        result.add(generator.normal(2, 1, (60, 1)) + generator.normal(0, 1, (60, 4)))  # windows share an effect
+        result.add(
+            generator.normal(2, 1, (60, 1)) + generator.normal(0, 1, (60, 4)), np.full((60, 4), True)
+        )  # windows share an effect
         low, high = result.interval
         covered += low <= 2 <= high
     assert 0.91 <= covered / 400 <= 0.98

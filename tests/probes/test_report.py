@@ -45,6 +45,7 @@ def test_a_token_is_found_as_written_or_after_a_space():
     (kite,) = tokenizer.encode(" kite")
     assert len(tokenizer.encode("kite")) > 1
     assert tokenizer.single("kite") == tokenizer.single(" kite") == kite
+    assert tokenizer.after_space("kite") == kite and tokenizer.after_space(" kite") is None
     assert tokenizer.single("<|endoftext|>") == tokenizer.end_of_text
     with pytest.raises(
         UsageError, match=r"'xy' is not one token: 'x' \+ 'y'; after a space: ' ' \+ 'x' \+ 'y'"
@@ -54,6 +55,7 @@ def test_a_token_is_found_as_written_or_after_a_space():
     for unknown in ("é", ""):
         with pytest.raises(UsageError, match="not one token"):
             Tokenizer.of_characters("ab").single(unknown)
+        assert Tokenizer.of_characters("ab").after_space(unknown) is None
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "transformer"])

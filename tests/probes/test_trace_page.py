@@ -32,21 +32,46 @@ def _traced(text, kind="mosaic", position=-1, target=101, versus=None):
     return reading, Wording(reading, BYTES), trace(reading, position, target, versus)
 
 
+def _effects(found):
+    """What losing each pair would change, drawn at random; for tokens 4 and 5 only."""
+    shape = (len(found.parts.pairs), *found.parts.pairs[0].weights.shape)
+    generator = torch.Generator().manual_seed(found.position)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) if found.position in (3, 4) else None
+
+
 def _data(text, **options):
     traced = _traced(text, **options)
-    return page_data(*traced, list(page_items(*traced)), name="<b>a & b</b>")
+    return page_data(*traced, list(page_items(*traced, unread_of=_effects)), name="<b>a & b</b>")
+
+
+def _packed(path):
+    """A path of the report as the page has it, without its numbers."""
+    pushes = [path["pushes"]] if path["kind"] == "slot" else []
+    return [path["id"], path["position"], [_packed(child) for child in path["children"]], *pushes]
+
+
+def _without_numbers(path):
+    id, position, _, _, children, *pushes = path
+    return [id, position, [_without_numbers(child) for child in children], *pushes]
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "transformer"])
 def test_the_numbers_are_those_of_the_report(kind):
     reading, wording, chosen = _traced("the cat sat", kind, position=4, versus=ord("a"))
-    data = page_data(reading, wording, chosen, list(page_items(reading, wording, chosen)), name="")
+    data = page_data(reading, wording, chosen, list(page_items(reading, wording, chosen, 0.1, _effects)), name="")
     assert data["chosen"] == 5 and data["items"][0] is None and len(data["items"]) == 13
     for position in range(12):
         following = [*reading.tokens, int(reading.logits[-1].argmax())][position + 1]
         found = chosen if position == 4 else trace(reading, position, following)
+        effects = _effects(found)
         none = torch.zeros(len(reading.layers), *found.parts.pairs[0].weights.shape)
-        expected, item = report(reading, found, wording, 0.1, ROWS, unread=none), data["items"][position + 1]
+        unread = none if effects is None else effects
+        expected, item = report(reading, found, wording, 0.1, ROWS, unread), data["items"][position + 1]
+        assert [row["id"] for row in item["costliest"]] == [row["id"] for row in expected["costliest"]]
+        for row, full in zip(item["costliest"], expected["costliest"], strict=True):
+            assert row["unread"] == pytest.approx(full["unread"], rel=1e-5)
+        assert list(map(_without_numbers, item["paths"])) == list(map(_packed, expected["paths"]))
+        assert sum(path[2] for path in item["paths"]) + item["paths_rest"] == pytest.approx(item["logit"], abs=1e-4)
         for key in ("target", "versus"):
             assert item[key] == expected[key]
         for key in ("logit", "probability", "rank", "loss"):
@@ -58,6 +83,8 @@ def test_the_numbers_are_those_of_the_report(kind):
         for row, full in zip(item["rows"], expected["contributions"], strict=False):
             for key in ("position", "value_text", "pushes"):
                 assert row[key] == full[key]
+            assert ("unread" in row) == (effects is not None and row["kind"] == "ctx")
+            assert row.get("unread") == (pytest.approx(full["unread"], rel=1e-5) if "unread" in row else None)
             if row["weight"] is not None:
                 assert row["weight"] == pytest.approx(full["weight"], rel=1e-5)
                 assert row["leave_one_out"] == pytest.approx(full["leave_one_out"], rel=1e-5)
@@ -129,6 +156,9 @@ READ = """
       facts: [...document.querySelectorAll("[data-fact]")].map((fact) => [fact.dataset.fact, fact.innerText]),
       ids: [...document.querySelectorAll("#memories tr[data-id]")].map((row) => row.dataset.id),
       cells: texts("#memories tr[data-id] td:nth-child(n + 3)"),
+      costliest: [...document.querySelectorAll("#costliest tr[data-id]")].map((row) => row.dataset.id),
+      unread: texts("#costliest tr[data-id] td:last-child"),
+      paths: [...document.querySelectorAll("#paths > li[data-path]")].map((path) => path.dataset.path),
       sums: texts("#layers td:last-child"),
     };
 """
@@ -148,9 +178,14 @@ def _check(browser, data, index):
     assert facts["rank"] == item["rank"] and facts["loss"] == pytest.approx(item["loss"], abs=1e-3)
     assert facts["completeness error"] == pytest.approx(item["error"], rel=0.1)
     assert shown["ids"] == [row["id"] for row in item["rows"]]
-    numbers = [row[key] for row in item["rows"] for key in ("contribution", "weight", "leave_one_out")]
+    columns = ("contribution", "weight", "leave_one_out", *(["unread"] if item["costliest"] else []))
+    numbers = [row.get(key) for row in item["rows"] for key in columns]
     for text, number in zip(shown["cells"], numbers, strict=True):
         assert _number(text) == (None if number is None else pytest.approx(number, abs=1e-3))
+    assert shown["costliest"] == [row["id"] for row in item["costliest"]]
+    unread = [row["unread"] for row in item["costliest"]]
+    assert list(map(_number, shown["unread"])) == pytest.approx(unread, abs=1e-3)
+    assert shown["paths"] == [path[0] for path in item["paths"]]
     sums = [_number(text) for text in shown["sums"]]
     assert sums[-1] == pytest.approx(item["logit"], abs=1e-3) and sum(sums[:-1]) == pytest.approx(sums[-1], abs=5e-3)
     return shown
@@ -197,6 +232,23 @@ def test_a_memory_leads_to_its_place_in_the_text(open_page):
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     _check(browser, data, row["position"] + 1)
     assert not browser.find_elements(By.CSS_SELECTOR, ".token.value, .token.key")
+
+
+def test_a_path_opens_down_to_its_tokens(open_page):
+    data = _data("the cat sat on the mat")
+    browser = open_page(data, "#t12")
+    place = next(i for i, path in enumerate(data["items"][12]["paths"]) if path[4])
+    _, _, amount, rest, children, *_ = data["items"][12]["paths"][place]
+    path = browser.find_elements(By.CSS_SELECTOR, "#paths > li")[place]
+    inside = path.find_elements(By.CSS_SELECTOR, "details > ul > li")
+    assert not inside[0].is_displayed()
+    path.find_element(By.TAG_NAME, "summary").click()
+    assert inside[0].is_displayed() and len(inside) == len(children) + 1
+    shown = [_number(line.find_element(By.CLASS_NAME, "amount").text) for line in inside]
+    assert shown == pytest.approx([*(child[2] for child in children), rest], abs=1e-3)
+    assert sum(shown) == pytest.approx(amount, abs=2e-3 * len(shown))
+    for line, child in zip(inside, children, strict=False):
+        assert f"{child[0]} at token {child[1]}" in line.text
 
 
 def test_hostile_text_is_shown_as_text(open_page):

@@ -9,6 +9,7 @@ import torch
 
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import build_model, next_token_loss
+from mosaic_cli.data.batches import Batch
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import choose_placement
 from mosaic_cli.errors import NonFiniteError, UsageError
@@ -61,7 +62,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(kind, micro_batch_si
     expected = next_token_loss(whole(batch[:, :-1]), batch[:, 1:])
     expected.backward()
     train = TrainSection(batch_size=6, micro_batch_size=micro_batch_size)
-    assert backward(parts, windows, train, PLACEMENT) == pytest.approx(expected.item(), rel=1e-6)
+    assert backward(parts, Batch.of_windows(windows), train, PLACEMENT) == pytest.approx(expected.item(), rel=1e-6)
     for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
@@ -139,23 +140,21 @@ def test_taking_up_forgets_the_metrics_of_steps_to_be_done_again(trainer):
 
 
 @pytest.mark.parametrize("broken", ["nan", "inf"])
-def test_a_loss_that_is_not_finite_names_the_step_and_changes_nothing(trainer, monkeypatch, broken):
+def test_a_loss_that_is_not_finite_names_the_step_and_changes_nothing(trainer, broken):
     one = trainer()
     steps = one.steps()
     next(steps)
     before = [parameter.clone() for parameter in one.model.parameters()]
-    monkeypatch.setattr(
-        "mosaic_cli.training.loop.next_token_loss", lambda logits, targets: logits.sum() * 0 + float(broken)
-    )
+    one.loss = lambda model, tokens, targets: model(tokens).sum() * 0 + float(broken)
     with pytest.raises(NonFiniteError, match=f"step 2: loss {broken}") as caught:
         next(steps)
     assert "learning_rate" in caught.value.hint
     assert all(torch.equal(a, b) for a, b in zip(before, one.model.parameters(), strict=True))
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(trainer, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_the_run(trainer):
     one = trainer()
-    monkeypatch.setattr("mosaic_cli.training.loop.next_token_loss", lambda logits, _: (logits.sum() * 0).sqrt())
+    one.loss = lambda model, tokens, targets: (model(tokens).sum() * 0).sqrt()
     with pytest.raises(NonFiniteError, match="step 1: loss 0, gradient norm nan"):
         list(one.steps())
 

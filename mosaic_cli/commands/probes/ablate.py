@@ -31,7 +31,7 @@ def ablate(
     ] = "drop",
     distance: Annotated[
         str | None,
-        typer.Option(metavar="A-B", help="Only pairs so far from their reader; 1 is the newest that it sees."),
+        typer.Option(metavar="A[-B]", help="Only pairs so far from their reader; 1 is the newest that it sees."),
     ] = None,
     on: On = "val",
     windows: Windows = 32,
@@ -83,10 +83,15 @@ def ablate(
 
 
 def _distances(text: str | None) -> tuple[int, int] | None:
-    match = re.fullmatch(r"(\d+)-(\d+)", text or "1-1", re.ASCII)
+    """The first and last distance; a single one is both."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text, re.ASCII)
     if match is None:
-        raise UsageError(f"--distance {text!r} is not A-B", where="--distance", hint="Like 1-16; 1 is the newest pair.")
-    return None if text is None else (int(match[1]), int(match[2]))
+        raise UsageError(
+            f"--distance {text!r} is not A-B", where="--distance", hint="Like 1-16, or 1: the newest pair alone."
+        )
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _row(one: "Ablation") -> dict[str, object]:

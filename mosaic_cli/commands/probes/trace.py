@@ -12,6 +12,9 @@ from mosaic_cli.commands.prompt import read_prompt
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mosaic_cli.data.tokenizer import Tokenizer
     from mosaic_cli.probes.reading import Reading
     from mosaic_cli.probes.report import Wording
     from mosaic_cli.probes.trace import Trace
@@ -28,11 +31,15 @@ def trace(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="TOKEN", help="Token whose logit is traced, as written or after a space; default: the likeliest."
+            metavar="TOKEN",
+            help="Token whose logit is traced: as written, or after a space where only that is one token. Where both "
+            'are, " on" in quotes has the space and on has not; a note says when the other is the likelier. '
+            "Default: the likeliest token.",
         ),
     ] = None,
     vs: Annotated[
-        str | None, typer.Option("--vs", metavar="TOKEN", help="Trace the target's lead over this token instead.")
+        str | None,
+        typer.Option("--vs", metavar="TOKEN", help="Trace the target's lead over this token, named as for --target."),
     ] = None,
     position: Annotated[
         int, typer.Option(help="Trace what is predicted after this token; negative: from the end.")
@@ -45,6 +52,12 @@ def trace(
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page on every token of the text to this file.")
     ] = None,
+    unread: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --html: tokens, back from the traced one, that get unread too; each is read per pair."
+        ),
+    ] = 1,
     out: Out = None,
     device: Device = "auto",
     json: Json = False,
@@ -72,16 +85,20 @@ def trace(
     found = _trace(reading, trained, target, vs, position)
     wording = Wording(reading, trained.tokenizer)
     newest = reading if found.position == len(tokens) - 1 else read_text(trained.model, tokens[: found.position + 1])
+    effects = unread_effects(trained.model, newest, found.target)
     values = {
         "ckpt": ckpt,
         "checkpoint": str(trained.checkpoint),
         "kind": trained.model.config.kind,
         "plain_logit_error": plain_logit_error(trained.model, reading),
-        **report(reading, found, wording, share, top, unread_effects(trained.model, newest, found.target)),
+        **report(reading, found, wording, share, top, effects),
     }
     save(results_folder(out, trained.run, "trace"), "trace", SCHEMA, values)
     if html is not None:
-        _write(html, _page(reading, wording, found, f"{ckpt} ({trained.model.config.kind}, {trained.checkpoint.name})"))
+        page = _page(
+            trained, reading, wording, found, share, effects, range(found.position - unread + 1, found.position)
+        )
+        _write(html, page)
     if json:
         display.print_json(SCHEMA, values)
     else:
@@ -100,6 +117,9 @@ def _trace(
     found = trace_logit(reading, position, goal, other)
     if target is None:
         found = trace_logit(reading, position, reading.logits[found.position].argmax().item(), other)
+    for option, text, token in (("--target", target, found.target), ("--vs", versus, other)):
+        if text is not None:
+            _note_likelier(option, text, token, trained.tokenizer, reading.logits[found.position])
     if found.target == other:
         raise UsageError(
             "the target is the token that it is compared with", where="--vs", hint="Name another one: --target or --vs."
@@ -107,14 +127,46 @@ def _trace(
     return found
 
 
-def _page(reading: "Reading", wording: "Wording", found: "Trace", name: str) -> str:
+def _note_likelier(option: str, text: str, token: int, tokenizer: "Tokenizer", logits: "Tensor") -> None:
+    """Say so when a token was taken as written and the same word after a space is likelier in this place."""
+    spaced = tokenizer.after_space(text)
+    if spaced is not None and logits[spaced] > logits[token]:
+        probabilities = logits.softmax(dim=-1)
+        display.note(
+            f'{option} {text}: "{tokenizer.token_text(token)}" as written (probability {probabilities[token]:.2g}); '
+            f'"{tokenizer.token_text(spaced)}" with its space is another token and likelier here '
+            f'({probabilities[spaced]:.2g}): {option} " {text}"'
+        )
+
+
+def _page(
+    trained: "TrainedModel",
+    reading: "Reading",
+    wording: "Wording",
+    found: "Trace",
+    share: float,
+    effects: "Tensor",
+    earlier: range,
+) -> str:
+    """The page; `effects` is what `unread_effects` gives for `found`, and is made for the `earlier` positions too."""
+    from mosaic_cli.probes.deletions import unread_effects
     from mosaic_cli.probes.page import page_data, page_items, render_page
+    from mosaic_cli.probes.reading import read_text
+
+    def unread_of(one: "Trace") -> "Tensor | None":
+        if one is found:
+            return effects
+        if one.position not in earlier:
+            return None
+        before = read_text(trained.model, reading.tokens[: one.position + 1])
+        return unread_effects(trained.model, before, one.target)
 
     items = []
     with display.Bar() as bar:
-        for item in page_items(reading, wording, found):
+        for item in page_items(reading, wording, found, share, unread_of):
             items.append(item)
             bar.update("tracing every token", len(items), len(reading.tokens))
+    name = f"{trained.spec} ({trained.model.config.kind}, {trained.checkpoint.name})"
     return render_page(page_data(reading, wording, found, items, name))
 
 
@@ -148,6 +200,8 @@ def _print(values: dict[str, Any], top: int) -> None:
 
 
 def _print_contributions(values: dict[str, Any], top: int) -> None:
+    from mosaic_cli.probes.deletions import ASKING
+
     shown = values["contributions"][:top]
     rest = values["logit"] - sum(row["contribution"] for row in shown)
     columns = ["id", "what is stored", "weight", "contribution", "leave-one-out", "unread"]
@@ -157,7 +211,7 @@ def _print_contributions(values: dict[str, Any], top: int) -> None:
         [*map(_cells, shown), ["all others", "", "", f"{rest:+.4f}", "", ""]],
         caption="contribution: what the memory said, a part of the logit; leave-one-out: the logit's direct change "
         "were it dropped and its weight taken up by the others; unread: the log-probability's change when this token "
-        "really reads without the pair, all layers above computed again.",
+        f"and the {ASKING - 1} before it, which make the key that asks, really read without the pair.",
         texts=2,
     )
     display.print_table(

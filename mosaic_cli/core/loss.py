@@ -1,0 +1,69 @@
+"""The cross-entropy of hidden states and a head, without ever holding all logits.
+
+Shapes: N tokens    C model width    V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNKED_FROM = 1024  # vocabulary from which chunks are faster on a CPU: docs/performance.md
+CHUNK_TOKENS = {"cpu": 256}  # longer and shorter ones are slower: docs/performance.md
+CHUNK_TOKENS_ELSEWHERE = 4096  # enough work at once for a GPU; not measured
+
+
+def chunk_tokens(device: torch.device) -> int:
+    """Tokens whose logits are made at once."""
+    return CHUNK_TOKENS.get(device.type, CHUNK_TOKENS_ELSEWHERE)
+
+
+def chunks_pay(num_tokens: int, vocab_size: int, device: torch.device) -> bool:
+    """Whether the logits are worth cutting up: not with a small vocabulary, nor with a single chunk's tokens."""
+    return vocab_size >= CHUNKED_FROM and num_tokens > chunk_tokens(device)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Summed cross-entropy in nats of logits `hidden @ head.T`, in float32 or wider, from a chunk's logits at a time.
+
+    A chunk's logits become their own gradient in place, and that the gradient of hidden states and head at once. So the
+    backward pass computes no logits again, and the products are as many as without chunks.
+
+    `apply(hidden (N, C), head (V, C), targets (N,)) -> ()`. A target of -100 does not count and costs 0. Products are
+    made in autocast's dtype, where it is on; the head's gradient is added up in the head's own.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        dtype = _product_dtype(hidden)
+        weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device)
+        by_hidden, by_head = torch.empty_like(hidden), torch.zeros_like(head)
+        wide = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        for start in range(0, N, chunk):
+            rows = slice(start, start + chunk)
+            h, t, counts = hidden[rows].to(dtype), targets[rows, None].clamp(min=0), targets[rows, None] >= 0
+            logits = (h @ weight.T).to(wide)  # (chunk, V)
+            own, highest = logits.gather(1, t), logits.amax(1, keepdim=True)
+            p = logits.sub_(highest).exp_()
+            z = p.sum(1, keepdim=True)
+            total += ((z.log() + highest - own) * counts).sum()
+            p.div_(z).scatter_add_(1, t, torch.full_like(own, -1)).mul_(counts)  # softmax - one hot
+            p = p.to(dtype)
+            by_hidden[rows] = p @ weight
+            if dtype == by_head.dtype:
+                by_head.addmm_(p.T, h)
+            else:  # addmm takes one dtype only
+                by_head += p.T @ h
+        ctx.save_for_backward(by_hidden, by_head)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        by_hidden, by_head = ctx.saved_tensors
+        return by_hidden * gradient, by_head * gradient, None
+
+
+def _product_dtype(tensor: Tensor) -> torch.dtype:
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

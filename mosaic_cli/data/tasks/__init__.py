@@ -1,0 +1,1 @@
+"""Built-in tasks: problems made by a program, of which a model is asked for some tokens only."""

@@ -1,0 +1,23 @@
+"""The built-in tasks by name."""
+
+from mosaic_cli.data.tasks import regbench
+from mosaic_cli.data.tasks.task import Task
+from mosaic_cli.data.tokenizer import Tokenizer
+from mosaic_cli.errors import UsageError
+
+TASKS: dict[str, Task] = {"regbench": regbench.TASK}
+
+
+def task_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a task: a token a character."""
+    return Tokenizer.of_characters(TASKS[name].alphabet)
+
+
+def check_trained_on(name: str, tokenizer: Tokenizer, trained: str) -> None:
+    """Raises UsageError when a tokenizer is not the task's: the model `trained` has learned something else."""
+    if tokenizer.fingerprint != task_tokenizer(name).fingerprint:
+        raise UsageError(
+            f"{trained} was not trained on {name}: its tokens are others",
+            where=f"--on {name}",
+            hint=f"Train a model on it: mosaic train RECIPE with data.builtin: {name}",
+        )
