@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MOSAIC := $(BIN)/mosaic
-CPU_STUDIES := stories-depth
+CPU_STUDIES := stories-depth ablations
 GPU_STUDIES := babistories-depth
 
 .DEFAULT_GOAL := help
@@ -25,7 +25,7 @@ lint: $(VENV)/ready  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/ready  ## Measure speed and memory beside the usual transformers; writes docs/performance.md's table (an hour)
+bench: $(VENV)/ready  ## Measure speed and memory beside the usual transformers; writes docs/performance.md's tables (long)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run --page
 

@@ -53,6 +53,8 @@ def _tables(results: dict) -> Iterable[str]:
         if shown:
             yield f"{title}:"
             yield _speed_table(shown)
+    if has_growth(results):
+        yield f"![Growth of time and memory](figures/{FIGURE.name}.png)"
     held = [row for row in rows if "peak_memory_bytes" in row]
     if held:
         yield "Peak memory, each in a process of its own:"
@@ -96,6 +98,11 @@ def _markdown(head: list[str], texts: int, lines: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
 
 
+def has_growth(results: dict) -> bool:
+    """Whether there are rows for every panel of the figure."""
+    return {"length", "stored"} <= {row["part"] for row in results["rows"]}
+
+
 def write_figure(results: dict) -> None:
     """Growth in four panels: training and prefill with T, decoding with what is stored, memory of training with T."""
     import matplotlib
@@ -115,8 +122,12 @@ def write_figure(results: dict) -> None:
             own = [r for r in rows if (r["part"], r["workload"], r["system"]) == (part, workload, name) and key in r]
             values = [1e3 / r["tokens_per_second"] if key == "seconds" else r[key] / 1e6 for r in own]
             panel.plot([r["T"] for r in own], values, marker="o", ms=4, color=colour, label=name)
-        panel.set(title=title, xscale="log", yscale="log", ylabel=unit)
+        panel.set(title=title, yscale="log", ylabel=unit)
         panel.set_xscale("log", base=2)
+        for axis in (panel.xaxis, panel.yaxis):  # 4096, not 2 to the 12th
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
+        panel.tick_params(which="both", labelsize=8)
         panel.set_xlabel("tokens stored" if part == "stored" else "T")
         panel.grid(alpha=0.3, which="both")
     panels[0].legend(fontsize=8)

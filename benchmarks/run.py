@@ -31,7 +31,7 @@ from benchmarks.measure import (
     peak_memory,
     ratio,
 )
-from benchmarks.report import write_figure, write_table
+from benchmarks.report import has_growth, write_figure, write_table
 from benchmarks.systems import BUILDERS, PACKAGES, SIZES, build
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import count_parameters
@@ -180,12 +180,13 @@ def main() -> None:
         _note(f"MISSING: {name} is not installed and not measured; pip install 'mosaic-cli[bench]'")
     bench = Bench([name for name in BUILDERS if name not in missing], asked.sizes, asked.rounds, asked.max_seconds)
     rows = _kept(asked.out, asked.only, asked.sizes)
+    results = {"machine": _machine(bench), "missing": missing, "rows": rows}
     for part in asked.only:
-        rows += getattr(bench, part)()
-        results = {"machine": _machine(bench), "missing": missing, "rows": rows}
-        asked.out.write_text(json.dumps(results, indent=2) + "\n")
+        for row in getattr(bench, part)():
+            rows.append(row)
+            asked.out.write_text(json.dumps(results, indent=2) + "\n")  # what a long run has when it is stopped
     write_table(results, asked.page)
-    if asked.page:
+    if asked.page and has_growth(results):
         write_figure(results)
     _note(f"written: {asked.out}")
 

@@ -51,9 +51,10 @@ class DataSection(Section):
     """Split to train on."""
     hub_val_split: str | None = None
     """Split to validate on; without one, documents are held out of `hub_split`."""
-    builtin: Literal["stories", "regbench"] = "stories"
+    builtin: Literal["stories", "regbench", "mqar", "induction"] = "stories"
     """Which built-in generator writes the documents: `stories`, or the problems of a task, each read by itself:
-    `regbench` (strings of a random regular language). Tasks validate on problems of their own."""
+    `regbench` (strings of a random regular language), `mqar` (pairs, then each key asked for its value), `induction`
+    (a string, then a part of it again). Tasks validate on problems of their own."""
     num_documents: Positive | None = None
     """Read this many documents and no more; problems to train on, for a task. A built-in generator takes 20,000
     without a number."""

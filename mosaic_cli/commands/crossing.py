@@ -34,6 +34,8 @@ def crossing_object(results: "list[tuple[TrainedModel, LanguageResult]]", on: st
 
     (first, above), (second, below) = results
     _check_same_text(first, second, on)
+    if above.windows is None:
+        raise UsageError(f"{on} has problems of any length, not windows", where=WHERE, hint="--on FILE")
     if above.context_length != below.context_length:
         raise UsageError(
             f"windows of {above.context_length} and {below.context_length} tokens cannot be compared by position",

@@ -8,8 +8,8 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.crossing import check_crossing, crossing_object, print_crossing
+from mosaic_cli.commands.eval_tasks import TASKS
 from mosaic_cli.commands.options import Debug, Device, Dtype, Json
-from mosaic_cli.commands.recall_table import print_recall, recall_row
 from mosaic_cli.errors import CheckFailed, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
 BOUNDS = ("loss", "perplexity", "bits_per_byte", "tokens")  # figures that --min and --max may name
-BOUNDS_OF_RECALL = ("accuracy", "recalls")
 BATCH_TOKENS = 8192
 
 
@@ -35,8 +34,8 @@ def evaluate(
     on: Annotated[
         str,
         typer.Option(
-            help="val: the run's own validation split; recall: facts of held-out built-in stories; "
-            "or a text, jsonl or parquet file."
+            help="val: the run's own validation split; recall: facts of held-out built-in stories; regbench, mqar, "
+            "induction: the task's own problems; or a text, jsonl or parquet file."
         ),
     ] = "val",
     by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,
@@ -72,16 +71,17 @@ def evaluate(
     from mosaic_cli.device import choose_placement
     from mosaic_cli.runs.loading import load_trained
 
-    known = BOUNDS_OF_RECALL if on == "recall" else BOUNDS
+    task = TASKS.get(on)
+    known = task.figures if task else BOUNDS
     bounds = (
         [_bound(text, "--min", known) for text in min_ or []],
         [_bound(text, "--max", known) for text in max_ or []],
     )
     contexts = _contexts(context)
-    if on == "recall" and (by_position or contexts or crossing):
+    if task and (by_position or contexts or crossing):
         raise UsageError(
-            "recall is asked of whole stories, by form and distance",
-            where="--on recall",
+            f"{on} is asked of whole problems",
+            where=f"--on {on}",
             hint="Leave out --by-position, --context and --crossing.",
         )
     if crossing:
@@ -95,8 +95,8 @@ def evaluate(
     display.note(f"evaluating on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
     found = {}
-    if on == "recall":
-        rows = [recall_row(one, placement) for one in trained]
+    if task:
+        rows = [task.row(one, placement) for one in trained]
     else:
         results = _language_results(trained, placement, on, text_field, contexts, batch_tokens, crossing)
         rows = [_values(one, result, on, by_position) for one, result in results]
@@ -105,8 +105,10 @@ def evaluate(
         for path in draw_loss_by_position(rows, figure, **found):
             display.note(f"drawn: {path}")
     failed = _failed(rows, *bounds)
+    if task:
+        rows += task.rows_beside()
     if not json:
-        print_recall(rows) if on == "recall" else _print(rows, by_position)
+        task.show(rows) if task else _print(rows, by_position)
         if crossing:
             print_crossing(found["crossing"])
     elif not failed:  # one object on stdout: the error takes the place of the results
@@ -117,8 +119,8 @@ def evaluate(
 
 def evaluate_one(one: "TrainedModel", on: str, placement: "Placement") -> dict[str, object]:
     """One model's object as `--json` prints it, with every option at its default but `--on`."""
-    if on == "recall":
-        return recall_row(one, placement)
+    if task := TASKS.get(on):
+        return task.row(one, placement)
     ((_, result),) = _language_results([one], placement, on, "text", [], BATCH_TOKENS, False)
     return _values(one, result, on, by_position=False)
 
@@ -137,7 +139,13 @@ def _language_results(
 
     results = []
     for one in trained:
-        tokens, num_bytes = open_text(one, on, text_field)
+        tokens, num_bytes = open_text(one, on, text_field, rows_too=True)
+        if num_bytes is None and contexts:
+            raise UsageError(
+                f"the data of {one.spec} consists of rows of their own length",
+                where="--context",
+                hint="Leave it out.",
+            )
         options = {"num_bytes": num_bytes, "batch_tokens": batch_tokens, "keep_windows": keep_windows}
         for length in contexts or [one.model.config.context_length]:
             results.append((one, _measure(one, tokens, length, placement, options)))
@@ -179,8 +187,7 @@ def _values(one: "TrainedModel", result: "LanguageResult", on: str, by_position:
         "interval": list(result.interval) if finite else None,
     }
     if by_position:
-        losses = result.loss_by_position
-        values |= {"positions": list(range(len(losses))), "loss_by_position": losses}
+        values |= {"positions": result.positions, "loss_by_position": result.loss_by_position}
     return values
 
 
@@ -198,7 +205,7 @@ def _print(rows: list[dict], by_position: bool) -> None:
             ),
         ],
         ["perplexity", *(f"{row['perplexity']:.3f}" for row in rows)],
-        ["bits per byte", *(f"{row['bits_per_byte']:.4f}" for row in rows)],
+        ["bits per byte", *("" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}" for row in rows)],
         ["tokens", *(f"{row['tokens']:,}" for row in rows)],
     ]
     sources = ", ".join(dict.fromkeys(str(row["data_source"]) for row in rows))
@@ -209,19 +216,18 @@ def _print(rows: list[dict], by_position: bool) -> None:
         caption="± is half a 95 % confidence interval; the window is the unit.",
     )
     if by_position:
-        longest = max(len(row["positions"]) for row in rows)
+        longest = 1 + max(max(row["positions"]) for row in rows)
         spans = [(0, 1)] + [(2**i, min(2 ** (i + 1), longest)) for i in range(longest.bit_length()) if 2**i < longest]
         display.print_table(
             "Loss by position in the window (mean over the span)",
             heads,
-            [
-                [f"{a}" if b == a + 1 else f"{a}-{b - 1}", *(_mean(row["loss_by_position"][a:b]) for row in rows)]
-                for a, b in spans
-            ],
+            [[f"{a}" if b == a + 1 else f"{a}-{b - 1}", *(_mean(row, a, b) for row in rows)] for a, b in spans],
         )
 
 
-def _mean(losses: list[float]) -> str:
+def _mean(row: dict, start: int, stop: int) -> str:
+    by_position = zip(row["positions"], row["loss_by_position"], strict=True)
+    losses = [loss for position, loss in by_position if start <= position < stop]
     return f"{sum(losses) / len(losses):.4f}" if losses else ""
 
 

@@ -47,7 +47,7 @@ def draw_loss_by_position(rows: list[dict], path: Path, crossing: dict | None = 
     axes.grid(alpha=0.3)
     if crossing is not None and crossing["position"] is not None:
         _draw_crossing(axes, crossing, len(rows[0]["positions"]))
-    axes.legend(frameon=False)
+    axes.legend(frameon=crossing is not None, edgecolor="none")
     paths = [path] if path.suffix else [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     return [save(plt, figure, one, close=one == paths[-1]) for one in paths]
 

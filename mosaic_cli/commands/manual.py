@@ -117,7 +117,18 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "results[].data_source": "what the text is: the data's source as used, or the file",
             "results[].context": "tokens in a window",
             "results[].accuracy": "share of facts recalled right; this to `by_distance`: only with `--on recall`, "
-            "which has neither loss nor what belongs to it, and `interval` is the accuracy's",
+            "`regbench`, `mqar` or `induction`, which have neither loss nor what belongs to it, and `interval` is the "
+            "accuracy's. RegBench: share of positions whose likeliest token the automaton allows. `mqar`, `induction`: "
+            "share of right answers to lists as long as in training",
+            "results[].tvd": "mean total variation distance from the automaton's distribution; this to `positions`: "
+            "RegBench, whose `results` end with the n-gram models (`kind` is `n-gram`)",
+            "results[].tvd_interval": "95 % confidence interval of `tvd`, the language being the unit",
+            "results[].languages": "test languages, a problem each",
+            "results[].answers": "answers to lists as long as in training; this to `by_size`: `mqar`, `induction`",
+            "results[].accuracy_beyond": "accuracy with longer lists; null where a transformer cannot read them",
+            "results[].by_size": "for lists of `size` items {size, trained, chance, unread, mean, low, high, n}: "
+            "whether training had such, accuracy of guessing among what the list has and was not asked back yet, "
+            "answers beyond a transformer's context",
             "results[].chance": "accuracy of guessing among the answers that the story gave to facts of the kind",
             "results[].recalls": "facts asked for",
             "results[].recalls_beyond_context": "facts asked for where a transformer cannot read",
@@ -128,7 +139,7 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "results[].bits_per_byte": "summed loss in bits over the bytes of the text",
             "results[].tokens": "predicted tokens",
             "results[].interval": "95 % confidence interval of the loss, [low, high]; null with a single window",
-            "results[].positions": "positions in the window, from 0; only with `--by-position`",
+            "results[].positions": "positions in the window, from 0, only with `--by-position`; RegBench: their number",
             "results[].loss_by_position": "mean loss at each of them; only with `--by-position`",
             "crossing.of": "the second model, as given after `--ckpt`; this and what follows: only with `--crossing`",
             "crossing.over": "the first model",

@@ -55,7 +55,7 @@ def _keys(section: type) -> str:
     rows = []
     for key, entry in schema["properties"].items():
         default = "required" if key in schema.get("required", []) else _default(entry.get("default"))
-        rows.append((f"`{key}`", default, entry.get("description", "")))
+        rows.append((f"`{key}`", default, entry["description"]))
     return table(("key", "default", "meaning"), rows)
 
 

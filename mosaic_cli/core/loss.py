@@ -47,7 +47,7 @@ class ChunkedLoss(torch.autograd.Function):
             p = logits.sub_(highest).exp_()
             z = p.sum(1, keepdim=True)
             total += ((z.log() + highest - own) * counts).sum()
-            p.div_(z).scatter_add_(1, t, torch.full_like(own, -1)).mul_(counts)  # softmax - one hot
+            p.mul_(counts / z).scatter_add_(1, t, -counts.to(wide))  # softmax - one hot
             p = p.to(dtype)
             by_hidden[rows] = p @ weight
             if dtype == by_head.dtype:

@@ -121,14 +121,13 @@ def evaluate_language(
         max_tokens: predict no more than this many tokens from the start, in whole windows, but at least one.
         num_bytes: bytes of the whole text, for bits per byte.
         batch_tokens: tokens read at once.
-        keep_windows: keep the losses of every whole window, four bytes a token.
+        keep_windows: keep the losses of every whole window, four bytes a token; rows have none.
 
     Raises:
         DataError: fewer tokens than one window needs.
     """
-    windows: list[np.ndarray] | None = [] if keep_windows else None
     if isinstance(tokens, Rows):
-        result = LanguageResult(tokens.rule.longest - 1, tokens.asked_within(max_tokens), windows=windows)
+        result = LanguageResult(tokens.rule.longest - 1, tokens.asked_within(max_tokens))
         batches = tokens.in_order(max_tokens, batch_tokens)
     else:
         T = context_length or model.config.context_length
@@ -136,7 +135,7 @@ def evaluate_language(
         whole = len(tokens) - 1
         end = whole if max_tokens is None or max_tokens >= whole else max(T, max_tokens // T * T)
         end = min(end, whole)
-        result = LanguageResult(T, end, num_bytes if end == whole else None, windows=windows)
+        result = LanguageResult(T, end, num_bytes if end == whole else None, windows=[] if keep_windows else None)
         batches = _windows(tokens, T, end, batch_tokens)
     was_training = model.training
     model.eval()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.data.batches import Tokens
+from mosaic_cli.data.rows import Rows, open_data
 from mosaic_cli.data.shards import Manifest, open_split
 from mosaic_cli.data.text import tokens_of_file
 from mosaic_cli.data.tokenizer import Tokenizer
@@ -51,18 +52,21 @@ def load_trained(spec: str, placement: Placement) -> TrainedModel:
     return TrainedModel(spec, run, checkpoint, model, tokenizer)
 
 
-def open_text(trained: TrainedModel, on: str, text_field: str = "text") -> tuple[Tokens, int]:
+def open_text(
+    trained: TrainedModel, on: str, text_field: str = "text", rows_too: bool = False
+) -> tuple[Tokens | Rows, int | None]:
     """The text to look at a model with, in its own tokens: what the user wrote after `--on`.
 
     Args:
         on: `val` for the validation split of the run's data; or a text, jsonl or parquet file.
         text_field: field of a record that holds the text.
+        rows_too: whether rows can be used, which are no text.
 
     Returns:
-        The tokens, and the bytes of text they stand for.
+        The tokens, and the bytes of text they stand for; of rows, None.
 
     Raises:
-        UsageError: no such file or data; or the data was prepared with another tokenizer.
+        UsageError: no such file or data; or the data was prepared with another tokenizer, or consists of rows.
         DataError: it cannot be read.
     """
     if on != "val":
@@ -75,4 +79,12 @@ def open_text(trained: TrainedModel, on: str, text_field: str = "text") -> tuple
             where=folder,
             hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE",
         )
-    return open_split(folder, "val"), manifest.val.bytes
+    if manifest.rows is None:
+        return open_split(folder, "val"), manifest.val.bytes
+    if not rows_too:
+        raise UsageError(
+            f"{trained.spec} was trained on problems, each read by itself: there is no text to look at",
+            where="--on val",
+            hint="Name a text: --on FILE",
+        )
+    return open_data(folder, "val"), None

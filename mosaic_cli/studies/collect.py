@@ -143,7 +143,7 @@ def _run(one: Outcome) -> dict[str, Any]:
         "diverged": one.figures is None,
         "figures": one.figures,
         "steps": one.info["step"],
-        "tokens": one.info["step"] * one.planned.recipe.train.batch_size * one.planned.recipe.model.context_length,
+        "tokens": one.tokens,
         "seconds": one.info["seconds"],
         "started": one.info["started"],
         "curve": {"steps": one.steps, "val_loss": one.val_losses},

@@ -24,6 +24,8 @@ class Outcome:
     planned: PlannedRun
     info: dict[str, Any]
     """Its run.json."""
+    tokens: int
+    """Tokens it was trained on."""
     steps: list[int]
     val_losses: list[float]
     """Validation loss after each of `steps`."""
@@ -64,13 +66,15 @@ def read_outcome(planned: PlannedRun, names: list[tuple[str, str]]) -> Outcome:
     """The outcome of a run that is done and evaluated, or diverged."""
     run = locate_run(planned.name)
     info = run.info()
-    lines = [line for line in run.metrics() if "val_loss" in line]
+    logged = run.metrics()
+    tokens = logged[-1]["tokens"] if logged else 0
+    lines = [line for line in logged if "val_loss" in line]
     curve = [line["step"] for line in lines], [line["val_loss"] for line in lines]
     if info.get("diverged"):
-        return Outcome(planned, info, *curve, None, None)
+        return Outcome(planned, info, tokens, *curve, None, None)
     rows = evaluations(run)
     best = load_json(run.pointer("best") / "state.json", FORMAT_VERSION, CheckpointError)["best_val_loss"]
-    return Outcome(planned, info, *curve, best, {f"{on}.{name}": rows[on][name] for on, name in names})
+    return Outcome(planned, info, tokens, *curve, best, {f"{on}.{name}": rows[on][name] for on, name in names})
 
 
 def evaluations(run: Run) -> dict[str, dict[str, Any]]:

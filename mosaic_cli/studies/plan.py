@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.studies.study import DATA_DIR, KIND, SLOTS, LoadedStudy
 
 SIZE_TOLERANCE = 0.01  # models of one size have parameters that differ by at most this share of the larger one's
+SLOTS_TRIED = 60  # more slots, to see what one weighs: a feed-forward layer in their place has whole hidden units
 SHORT = {  # keys that are common in the names of runs
     KIND: "",
     "model.num_layers": "l",
@@ -157,9 +158,15 @@ class Plan:
         partner = self.partner(cell)
         if partner is None:
             return cell
-        mosaic, transformer = (self._recipe(one, self.combinations[0]).recipe for one in (cell, partner))
+        transformer = self._recipe(partner, self.combinations[0]).recipe.model
+
+        def mosaic(slots: int | None = None) -> ModelConfig:
+            chosen = {} if slots is None else {SLOTS: slots}
+            one = replace(cell, settings=cell.settings | chosen)
+            return self._recipe(one, self.combinations[0]).recipe.model
+
         slots = equal_slots(mosaic, transformer)
-        if slots == mosaic.model.num_slots:
+        if slots == mosaic().num_slots:
             return cell
         if SLOTS in self.study.axes:
             raise UsageError(
@@ -170,7 +177,7 @@ class Plan:
         return replace(cell, settings=cell.settings | {SLOTS: slots})
 
 
-def equal_slots(mosaic: Recipe, transformer: Recipe) -> int:
+def equal_slots(mosaic: Callable[[int | None], ModelConfig], transformer: ModelConfig) -> int:
     """The mosaic's num_slots, changed where it must be for as many parameters as the transformer has.
 
     The blocks are equal by rule (core/config.py), but a transformer also has position embeddings, which weigh much in
@@ -178,20 +185,23 @@ def equal_slots(mosaic: Recipe, transformer: Recipe) -> int:
     The tokens' embeddings, which both share, are left out: so the answer is the same before and after the data is
     there, and the whole models are closer still.
 
+    Args:
+        mosaic: its shape with so many slots; with None, as the recipe has it.
+
     Raises:
         UsageError: no number of slots brings them within 1 %.
     """
-    target = parameters_of(transformer.model.with_vocab(1))
-    config = mosaic.model.with_vocab(1)
-    size = parameters_of(config)
+    target, config = parameters_of(transformer.with_vocab(1)), mosaic(None)
+    size = parameters_of(config.with_vocab(1))
     if differ(size, target):
-        per_slot = parameters_of(replace(config, num_slots=config.num_slots + 1)) - size
-        slots = config.num_slots + round((target - size) / per_slot) if per_slot else 0
-        config = replace(config, num_slots=max(1, slots))
-        size = parameters_of(config)
+        more = parameters_of(mosaic(config.num_slots + SLOTS_TRIED).with_vocab(1)) - size
+        slots = config.num_slots + round((target - size) * SLOTS_TRIED / more) if more else config.num_slots
+        config = mosaic(max(1, slots))
+        size = parameters_of(config.with_vocab(1))
     if differ(size, target):
         raise UsageError(
-            f"a mosaic of {size:,} and a transformer of {target:,} parameters: no number of slots makes them equal",
+            f"a mosaic of {size:,} and a transformer of {target:,} parameters beside the tokens' embeddings: no "
+            f"number of slots makes them equal",
             where="equal_size",
             hint="Change their shapes, or set equal_size: false in the study.",
         )

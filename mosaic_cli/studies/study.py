@@ -52,7 +52,7 @@ class Published(Section):
 class Study(Section):
     """Which runs are compared, and by which figures."""
 
-    name: str
+    name: str = "study"
     """Names the results and begins the runs' names; default: the file's name."""
     recipe: str
     """What every run is based on: a file, looked up beside the study, or the name of a built-in recipe."""
@@ -72,6 +72,7 @@ class Study(Section):
     """Where cells differ in model.kind alone and in more than 1 % of their parameters, choose the mosaic's num_slots
     so that it has as many as the transformer. False leaves them as they are."""
     published: Published | None = None
+    """Numbers of others, to stand beside the measured ones; see below."""
 
     @field_validator("vary", "tune")
     @classmethod

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from mosaic_cli.commands.study_pages import fill_blocks
 from mosaic_cli.training.loop import Trainer
 
 STUDY = """
@@ -47,6 +48,10 @@ def test_a_study_from_the_cost_to_the_figures(study, mosaic):
     for what in ("curves", "figures"):
         assert "<svg" in (study / "studies" / "results" / f"pair-{what}.svg").read_text()
         assert (study / "studies" / "results" / f"pair-{what}.png").stat().st_size > 1000
+    page = fill_blocks("before\n<!-- study:pair -->\nold\n<!-- end -->\nafter\n", study / "studies" / "results")
+    assert page == fill_blocks(page, study / "studies" / "results") and "old" not in page
+    assert f"{mosaics['figures']['val.loss']['mean']:.4f} ± " in page and "`mosaic compare pair.yaml`" in page
+    assert page.startswith("before\n") and page.endswith("after\n")
     run = written["runs"][0]
     row = mosaic("eval", "--ckpt", run["name"], "--json").json["results"][0]
     assert row["loss"] == run["figures"]["val.loss"], "an ordinary run"

@@ -53,8 +53,8 @@ def _outcome(run, losses=LOSSES):
         "fallback_reason": None,
     }
     if loss is None:
-        return Outcome(run, info, [], [], None, None)
-    return Outcome(run, info, [50, 100], [loss + 1, loss], loss, {"val.loss": loss})
+        return Outcome(run, info, 0, [], [], None, None)
+    return Outcome(run, info, 1000, [50, 100], [loss + 1, loss], loss, {"val.loss": loss})
 
 
 def _results(plan):

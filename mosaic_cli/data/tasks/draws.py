@@ -20,6 +20,10 @@ class Draws:
         """One of low .. high, both included."""
         return low + int(self.uniform(1)[0] * (high - low + 1))
 
+    def order(self, count: int) -> list[int]:
+        """0 .. count - 1 in random order."""
+        return np.argsort(self.uniform(count)).tolist()
+
     def chosen(self, items: str, count: int) -> list[str]:
         """`count` different items in random order."""
-        return [items[index] for index in np.argsort(self.uniform(len(items)))[:count].tolist()]
+        return [items[index] for index in self.order(len(items))[:count]]

@@ -1,11 +1,15 @@
 """The built-in tasks by name."""
 
 from mosaic_cli.data.tasks import regbench
+from mosaic_cli.data.tasks.associations import AssociationTask
+from mosaic_cli.data.tasks.induction import INDUCTION
+from mosaic_cli.data.tasks.mqar import MQAR
 from mosaic_cli.data.tasks.task import Task
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import UsageError
 
-TASKS: dict[str, Task] = {"regbench": regbench.TASK}
+ASSOCIATIONS: dict[str, AssociationTask] = {"mqar": MQAR, "induction": INDUCTION}
+TASKS: dict[str, Task] = {"regbench": regbench.TASK} | {name: one.task for name, one in ASSOCIATIONS.items()}
 
 
 def task_tokenizer(name: str) -> Tokenizer:
