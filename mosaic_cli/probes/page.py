@@ -88,8 +88,8 @@ def _row(wording: Wording, part: Contribution, position: int, unread: Tensor | N
     record = wording.record(part, position)
     row = {key: record[key] for key in ("id", "kind", "position", "value_text", "pushes")}
     numbers = {key: _short(record[key]) for key in ("weight", "contribution", "leave_one_out")}
-    if part.kind == "ctx" and unread is not None:
-        numbers["unread"] = _short(unread[part.layer, part.head, part.index].item())
+    if part.is_pair and unread is not None:
+        numbers["unread"] = _short(unread[part.layer, part.row, part.index].item())
     why = [(m["asked"], m["stored"], _short(m["share"])) for m in wording.matches(part, position)]
     return row | numbers | {"why": why}
 

@@ -4,12 +4,15 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokens
 
+from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import UsageError
 from mosaic_cli.probes.ablate import every_memory
 from mosaic_cli.probes.deletions import after_deletions, unread_by_newest, unread_effects
 from mosaic_cli.probes.edits import Change, Edit, Memories, edited, resolve
+from mosaic_cli.probes.page import page_items
 from mosaic_cli.probes.patterns import learned_scalars
 from mosaic_cli.probes.reading import pair_kinds, read_text
+from mosaic_cli.probes.report import Wording, report
 from mosaic_cli.probes.trace import contributions, matches, paths, trace
 
 W = {"short_window": 5, "long_delay": 3, "max_long_delay": 7}
@@ -135,3 +138,19 @@ def test_scalars_of_every_head():
     assert [(head.layer, head.head) for head in heads] == [(n, h) for n in (0, 1) for _ in "sl" for h in (0, 1)]
     assert all(head.beta is None and head.decay is None and head.slot_beta is None for head in heads)
     assert all(head.beta_1 > 1 and 0 < head.power <= 1 and head.alpha >= 1 for head in heads)
+
+
+def test_reports_and_pages_tell_short_from_long():
+    """Unread effects are told apart by the row of the head among those of both memories."""
+    reading = read_text(_model(V2), tiny_tokens(14))
+    wording, found = Wording(reading, Tokenizer.of_characters("abcdefghijklmnop")), trace(reading, -1, 3)
+    unread = torch.arange(2.0 * 4 * 13).view(2, 4, 13)
+    values = report(reading, found, wording, 0.05, 3, unread)
+    *_, item = page_items(reading, wording, found, unread_of=lambda one: unread if one is found else None)
+    for row in (*values["contributions"], *item["rows"]):
+        if row["kind"] in ("short", "long"):
+            layer, head = (int(part[1:]) for part in row["id"].split(".")[:2])
+            first = 2 * (row["kind"] == "long")
+            assert row["unread"] == unread[layer, first + head, row["position"]].item()
+    assert {kind for kind, *_ in item["sums"]} == {"embedding", "short", "long", "mlp"}
+    assert {row["kind"] for row in item["rows"]} >= {"short", "long"}
