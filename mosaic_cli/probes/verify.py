@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ FORMS = ("mention", "retell", "reply", "question")
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 SUBSETS, SUBSET_SHARE = 24, 0.1  # random deletions that sums of effects must foretell
 ANSWER_STORIES = 300  # whose answers edits are drawn from: enough for every kind
+TRIED_STORIES = 2  # for each prompt, at most
 TOP = (1, 3, 10)
 RANKINGS = ("contribution", "leave_one_out", "unread", "raw_weight", "recency", "random")
 
@@ -67,8 +69,15 @@ class Finding:
 
 
 def held_out_prompts(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int = 0) -> Iterator[Prompt]:
-    """`count` prompts, one of each story; the four forms in turn, another form where a story lacks the one due."""
-    for number, story in enumerate(token_stories(tokenizer, count, HELD_OUT_SEED, start=seed * count)):
+    """`count` prompts, one of each story; the four forms in turn, another form where a story lacks the one due.
+
+    Stories that a transformer has no room for are passed over; fewer prompts where too few of them fit.
+    """
+    longest = math.inf if isinstance(model, Mosaic) else model.config.context_length
+    tried = TRIED_STORIES * count
+    stories = token_stories(tokenizer, tried, HELD_OUT_SEED, start=seed * tried)
+    fitting = (story for story in stories if len(story.tokens) <= longest)
+    for number, story in enumerate(islice(fitting, count)):
         due = [r for r in story.recalls if r.recall.form == FORMS[number % len(FORMS)]] or list(story.recalls)
         recall = due[number % len(due)]
         yield Prompt(story, recall, tuple(source - peek(model) for source in recall.sources))
@@ -78,7 +87,7 @@ def verify(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int = 0
     """Examine `count` prompts, one finding at a time. The model is in evaluation mode and computes in float32.
 
     Raises:
-        UsageError: a tokenizer without the stories' characters, or a story longer than a transformer's context.
+        UsageError: a tokenizer without the stories' characters, or a transformer whose context holds too few of them.
         NonFiniteError: the model's logits are not numbers.
     """
     try:
@@ -88,10 +97,10 @@ def verify(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int = 0
             f"this run's tokenizer cannot read the built-in stories: {error.message}",
             hint="Verify a run that was trained on them: mosaic train quickstart",
         ) from error
-    longest = max(len(prompt.story.tokens) for prompt in prompts)
-    if not isinstance(model, Mosaic) and longest > model.config.context_length:
+    if len(prompts) < count:
         raise UsageError(
-            f"a story has {longest} tokens, the transformer reads {model.config.context_length}",
+            f"of {TRIED_STORIES * count} stories only {len(prompts)} fit into the {model.config.context_length} tokens "
+            "that the transformer reads",
             hint="Verify a run that was trained with a longer context_length.",
         )
     for number, prompt in enumerate(prompts):

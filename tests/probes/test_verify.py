@@ -251,8 +251,12 @@ def test_findings_come_one_at_a_time_and_are_the_same_again(words):
 
 
 def test_a_transformer_must_have_room_for_the_stories(words):
-    with pytest.raises(UsageError, match=r"a story has \d+ tokens, the transformer reads 80"):
+    with pytest.raises(UsageError, match="of 4 stories only 0 fit into the 80 tokens"):
         next(verify(_model(words, "transformer", context_length=80), words, 2))
+    lengths = sorted(len(prompt.story.tokens) for prompt in held_out_prompts(_model(words), words, 40))
+    model = _model(words, "transformer", context_length=lengths[24])
+    fitting = list(held_out_prompts(model, words, 20))
+    assert len(fitting) == 20 and max(len(prompt.story.tokens) for prompt in fitting) <= lengths[24]
 
 
 def test_a_tokenizer_without_the_stories_letters_is_refused():
