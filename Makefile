@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MOSAIC := $(BIN)/mosaic
-CPU_STUDIES := stories-depth ablations
+CPU_STUDIES := stories-depth ablations regbench
 GPU_STUDIES := babistories-depth
 
 .DEFAULT_GOAL := help
