@@ -16,7 +16,7 @@ demo: $(VENV)/ready  ## Train a mosaic and a transformer on the built-in stories
 	@MOSAIC=$(MOSAIC) sh scripts/demo.sh
 
 test: $(VENV)/ready  ## Run the tests (4 minutes)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 smoke: $(VENV)/ready  ## Run every subcommand on tiny settings (1 minute)
 	$(BIN)/python scripts/smoke.py
