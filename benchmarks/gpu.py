@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mosaic_cli.core import kernels, ops
+from mosaic_cli.core import kernels
+from mosaic_cli.core import leaky as plain
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import LanguageModel, build_model, count_parameters, flops_per_token
 from mosaic_cli.device import Placement, choose_placement
@@ -82,9 +83,9 @@ def check_kernels(placement: Placement, tiny: bool) -> Iterator[dict]:
                 exact = [x.detach().double().requires_grad_(), rate.detach().double().requires_grad_()]
                 weights = torch.randn(2, 3, T, D, device=placement.device, generator=generator)
                 for name, fast, slow in (
-                    ("keys", ops.leaky_keys(x, rate), ops.leaky_keys(*exact)),
-                    ("average", leaky.leaky_average(x, rate), ops.leaky_average(*exact)),
-                    ("gated", _gated(leaky, x, rate), ops.leaky_keys(*exact)),
+                    ("keys", plain.leaky_keys(x, rate), plain.leaky_keys(*exact)),
+                    ("average", leaky.leaky_average(x, rate), plain.leaky_average(*exact)),
+                    ("gated", _gated(leaky, x, rate), plain.leaky_keys(*exact)),
                 ):
                     pairs = [(fast, slow)]
                     found = torch.autograd.grad((fast * weights).sum(), [x, rate])

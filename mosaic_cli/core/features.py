@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mosaic_cli.core import ops
+from mosaic_cli.core import leaky, ops
 from mosaic_cli.core.cache import GatedKeyState, KeyState, ValueState
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.gated import gated_average, next_average, true_average
@@ -25,12 +25,12 @@ class KeyExtractor(nn.Module):
         """
         projected = self.project(x).view(*x.shape[:2], len(self.leak), -1)  # (B, T, H, D)
         if state is None:
-            average = ops.leaky_keys if self.normalised else ops.leaky_average
+            average = leaky.leaky_keys if self.normalised else leaky.leaky_average
             return average(projected, ops.leak_rate(self.leak))
         if x.shape[1] == 1 and state.average is not None:  # decoding: one multiply-add
             averages = torch.addcmul(projected.transpose(1, 2), state.decay, state.average[:, :, None])
         else:
-            averages = ops.leaky_average(projected, ops.leak_rate(self.leak), state.average)
+            averages = leaky.leaky_average(projected, ops.leak_rate(self.leak), state.average)
         state.average = averages[:, :, -1]
         return ops.normalise(averages) if self.normalised else averages
 

@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_model, tiny_tokens
 from torch._dynamo.testing import CompileCounter
 
-from mosaic_cli.core import ops
+from mosaic_cli.core import leaky
 from mosaic_cli.core.model import next_token_loss
 
 
@@ -37,9 +37,9 @@ def test_one_graph_is_compiled_once_for_every_length(kind):
 def test_keys_as_one_step_of_the_compiler_are_the_keys(T):
     x, rate = torch.randn(2, T, 3, 5, dtype=torch.float64), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # that of the graph is above
-    torch.library.opcheck(ops._compiled_leaky_keys, (x.requires_grad_(), rate.requires_grad_()), test_utils=checks)
+    torch.library.opcheck(leaky._compiled_leaky_keys, (x.requires_grad_(), rate.requires_grad_()), test_utils=checks)
     weights = torch.randn(2, 3, T, 5, dtype=torch.float64)
-    one_step, eager = ops._compiled_leaky_keys(x, rate)[0].transpose(1, 2), ops.leaky_keys(x, rate)
+    one_step, eager = leaky._compiled_leaky_keys(x, rate)[0].transpose(1, 2), leaky.leaky_keys(x, rate)
     torch.testing.assert_close(one_step, eager)
     for a, b in zip(*(torch.autograd.grad((k * weights).sum(), [x, rate]) for k in (one_step, eager)), strict=True):
         torch.testing.assert_close(a, b)

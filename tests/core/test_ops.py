@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mosaic_cli.core import ops, reference
+from mosaic_cli.core import leaky, ops, reference
 
 H, D = 3, 5
 
@@ -30,7 +30,7 @@ def _assert_same(fast, slow, inputs):
 def test_leaky_average_is_the_recurrence(T):
     x, rate = _leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
     slow = torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2)
-    _assert_same(ops.leaky_average(x, rate), slow, [x, rate])
+    _assert_same(leaky.leaky_average(x, rate), slow, [x, rate])
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 64, 65, 130])
@@ -38,32 +38,32 @@ def test_leaky_keys_are_the_loops_normalised(T):
     x, rate = _leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
     slow = torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2)
     slow = slow / slow.norm(dim=-1, keepdim=True)
-    _assert_same(ops.leaky_keys(x, rate), slow, [x, rate])
+    _assert_same(leaky.leaky_keys(x, rate), slow, [x, rate])
     with torch.no_grad():
-        torch.testing.assert_close(ops.leaky_keys(x, rate), slow)
+        torch.testing.assert_close(leaky.leaky_keys(x, rate), slow)
 
 
 @pytest.mark.parametrize("T", [1, 7, 64, 130])
 def test_leaky_average_runs_backwards_too(T):
     x, rate = torch.randn(2, T, H, D, dtype=torch.float64), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64)
-    flipped = ops.leaky_average(x.flip(1), rate).flip(2)
-    torch.testing.assert_close(ops.leaky_average(x, rate, reverse=True), flipped)
+    flipped = leaky.leaky_average(x.flip(1), rate).flip(2)
+    torch.testing.assert_close(leaky.leaky_average(x, rate, reverse=True), flipped)
 
 
 @pytest.mark.parametrize("cut", [1, 64, 100, 129])
 def test_leaky_average_goes_on_from_a_state(cut):
     x, rate = torch.randn(2, 130, H, D, dtype=torch.float64), torch.tensor([0.0, 0.3, 2.0], dtype=torch.float64)
-    whole = ops.leaky_average(x, rate)
-    first = ops.leaky_average(x[:, :cut], rate)
-    second = ops.leaky_average(x[:, cut:], rate, first[:, :, -1])
+    whole = leaky.leaky_average(x, rate)
+    first = leaky.leaky_average(x[:, :cut], rate)
+    second = leaky.leaky_average(x[:, cut:], rate, first[:, :, -1])
     torch.testing.assert_close(torch.cat([first, second], dim=2), whole)
 
 
 def test_leaky_average_of_a_very_long_sequence_levels_out():
-    chunks = ops.LEAKY_CHUNK**2 + 1  # three levels of the recursion
+    chunks = leaky.LEAKY_CHUNK**2 + 1  # three levels of the recursion
     x, rate = torch.ones(1, chunks, 1, 1), torch.tensor([0.05])
     limit = 1 / (1 - torch.exp(-rate))
-    assert ops.leaky_average(x, rate)[0, 0, -1] == pytest.approx(limit.item(), rel=1e-5)
+    assert leaky.leaky_average(x, rate)[0, 0, -1] == pytest.approx(limit.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("T", [2, 9, 33])
@@ -123,7 +123,7 @@ def test_parameters_start_where_the_paper_says():
 
 def test_zero_vectors_stay_zero_and_finite():
     zeros = torch.zeros(1, 2, 1, 3, requires_grad=True)
-    for out in (ops.normalise(zeros), ops.leaky_keys(zeros, torch.ones(1))):
+    for out in (ops.normalise(zeros), leaky.leaky_keys(zeros, torch.ones(1))):
         (gradient,) = torch.autograd.grad(out.sum(), zeros)
         assert not out.any() and torch.isfinite(gradient).all()
 
@@ -131,9 +131,9 @@ def test_zero_vectors_stay_zero_and_finite():
 def test_bfloat16_is_averaged_and_normalised_in_float32():
     x = torch.randn(1, 70, H, D, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        averages = ops.leaky_average(x, torch.full((H,), 0.01))
+        averages = leaky.leaky_average(x, torch.full((H,), 0.01))
         assert averages.dtype == ops.normalise(averages).dtype == torch.float32
-    torch.testing.assert_close(averages, ops.leaky_average(x.float(), torch.full((H,), 0.01)))
+    torch.testing.assert_close(averages, leaky.leaky_average(x.float(), torch.full((H,), 0.01)))
 
 
 @pytest.mark.parametrize("T", [1, 2, 9])

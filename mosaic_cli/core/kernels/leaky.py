@@ -30,7 +30,7 @@ NEVER = tl.constexpr(-1e30)  # log of a weight that is zero; finite, so that dif
 
 
 def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tensor:
-    """`ops.leaky_average`, forwards in time: (B, H, T, D) in float32, with gradients by x, rate and state."""
+    """`core.leaky.leaky_average`, forwards in time: (B, H, T, D) in float32, with gradients by x, rate and state."""
     return _LeakyAverage.apply(x, rate, state)
 
 

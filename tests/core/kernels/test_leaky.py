@@ -5,7 +5,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from mosaic_cli.core import ops, reference
+from mosaic_cli.core import leaky as plain
+from mosaic_cli.core import reference
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -69,18 +70,18 @@ def _unit(averages):
 
 @pytest.mark.parametrize("T", LENGTHS)
 def test_average_goes_on_from_a_state_as_the_loop_does(T, monkeypatch):
-    monkeypatch.setattr(ops.kernels, "serves", lambda _: True)  # the way that a GPU takes
+    monkeypatch.setattr(plain.kernels, "serves", lambda _: True)  # the way that a GPU takes
     inputs = x, rate, state = _leaf(2, T, H, D), _rate(), _leaf(2, H, D)
     gates = torch.zeros(2, T, H), (-rate).expand(2, T, H)
-    _assert_same(ops.leaky_average(*(single := _single(inputs))), single, gated_average(x, *gates, state), inputs)
+    _assert_same(plain.leaky_average(*(single := _single(inputs))), single, gated_average(x, *gates, state), inputs)
 
 
 @pytest.mark.parametrize("T", LENGTHS)
 def test_keys_are_the_loop_normalised(T, monkeypatch):
-    monkeypatch.setattr(ops.kernels, "serves", lambda _: True)
+    monkeypatch.setattr(plain.kernels, "serves", lambda _: True)
     inputs = x, rate = _leaf(2, T, H, D), _rate()
     slow = _unit(torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2))
-    _assert_same(ops.leaky_keys(*(single := _single(inputs))), single, slow, inputs)
+    _assert_same(plain.leaky_keys(*(single := _single(inputs))), single, slow, inputs)
 
 
 @pytest.mark.parametrize("T", LENGTHS)
@@ -112,13 +113,13 @@ def test_bfloat16_is_averaged_in_float32_and_gets_gradients_of_its_own_kind():
     x = torch.randn(2, 40, H, D).bfloat16().requires_grad_()
     rate = torch.tensor([0.01, 1.0], requires_grad=True)
     keys, log_length = leaky.leaky_keys_forward(x, rate)
-    slow = ops.leaky_keys(x.detach().float(), rate)
+    slow = plain.leaky_keys(x.detach().float(), rate)
     torch.testing.assert_close(keys, slow)
     gradient = torch.randn_like(keys)
     by_x, by_rate = leaky.leaky_keys_backward(gradient, keys, log_length, rate, x.dtype)
     assert by_x.dtype == torch.bfloat16
     single = x.detach().float().requires_grad_()
-    expected = torch.autograd.grad((ops.leaky_keys(single, rate) * gradient).sum(), [single, rate])
+    expected = torch.autograd.grad((plain.leaky_keys(single, rate) * gradient).sum(), [single, rate])
     torch.testing.assert_close(by_x.float(), expected[0], rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(by_rate, expected[1], rtol=1e-4, atol=1e-4)
 
@@ -132,7 +133,7 @@ def test_zero_vectors_stay_zero_and_finite():
 
 def test_inputs_may_be_views():
     x, rate = torch.randn(2, 3 * H, 37, D).transpose(1, 2)[:, :, ::3], torch.rand(H)
-    torch.testing.assert_close(leaky.leaky_keys_forward(x, rate)[0], ops.leaky_keys(x, rate))
+    torch.testing.assert_close(leaky.leaky_keys_forward(x, rate)[0], plain.leaky_keys(x, rate))
     wide = torch.randn(2, H, 37, 2 * D)[..., ::2]
     keys, log_length = leaky.leaky_keys_forward(x, rate)
     for a, b in zip(
