@@ -8,8 +8,8 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.crossing import check_crossing, crossing_object, print_crossing
+from mosaic_cli.commands.eval_tasks import TASKS
 from mosaic_cli.commands.options import Debug, Device, Dtype, Json
-from mosaic_cli.commands.recall_table import print_recall, recall_row
 from mosaic_cli.errors import CheckFailed, NonFiniteError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
 BOUNDS = ("loss", "perplexity", "bits_per_byte", "tokens")  # figures that --min and --max may name
-BOUNDS_OF_RECALL = ("accuracy", "recalls")
 BATCH_TOKENS = 8192
 
 
@@ -35,7 +34,9 @@ def evaluate(
     on: Annotated[
         str,
         typer.Option(
-            help="val: the run's own validation split; recall: facts of held-out built-in stories; "
+            help="val: the run's own validation split; recall: facts of held-out built-in stories; recall-far: the "
+            "same with other stories between; length: the validation split in windows far longer than in training; "
+            "manyshot: the task's own problems; "
             "or a text, jsonl or parquet file."
         ),
     ] = "val",
@@ -60,7 +61,8 @@ def evaluate(
     figure: Annotated[
         Path | None,
         typer.Option(
-            help="With --by-position or --crossing: draw the curves into this .png or .svg; without a suffix, both."
+            help="With --by-position, --crossing or --on length: draw the curves into this .png or .svg; without a "
+            "suffix, both."
         ),
     ] = None,
     device: Device = "auto",
@@ -72,16 +74,17 @@ def evaluate(
     from mosaic_cli.device import choose_placement
     from mosaic_cli.runs.loading import load_trained
 
-    known = BOUNDS_OF_RECALL if on == "recall" else BOUNDS
+    task = TASKS.get(on)
+    known = task.figures if task else BOUNDS
     bounds = (
         [_bound(text, "--min", known) for text in min_ or []],
         [_bound(text, "--max", known) for text in max_ or []],
     )
     contexts = _contexts(context)
-    if on == "recall" and (by_position or contexts or crossing):
+    if task and (by_position or contexts or crossing):
         raise UsageError(
-            "recall is asked of whole stories, by form and distance",
-            where="--on recall",
+            f"{on} has problems and positions of its own",
+            where=f"--on {on}",
             hint="Leave out --by-position, --context and --crossing.",
         )
     if crossing:
@@ -90,23 +93,23 @@ def evaluate(
     if figure is not None:
         from mosaic_cli.commands.figures import check_figure, draw_loss_by_position
 
-        check_figure(figure, by_position)
+        check_figure(figure, by_position or (task is not None and task.draw is not None))
     placement = choose_placement(device, dtype)
     display.note(f"evaluating on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
     found = {}
-    if on == "recall":
-        rows = [recall_row(one, placement) for one in trained]
+    if task:
+        rows = [task.row(one, placement) for one in trained]
     else:
         results = _language_results(trained, placement, on, text_field, contexts, batch_tokens, crossing)
         rows = [_values(one, result, on, by_position) for one, result in results]
         found = {"crossing": crossing_object(results, on)} if crossing else {}
     if figure is not None:
-        for path in draw_loss_by_position(rows, figure, **found):
+        for path in task.draw(rows, figure) if task else draw_loss_by_position(rows, figure, **found):
             display.note(f"drawn: {path}")
     failed = _failed(rows, *bounds)
     if not json:
-        print_recall(rows) if on == "recall" else _print(rows, by_position)
+        task.show(rows) if task else _print(rows, by_position)
         if crossing:
             print_crossing(found["crossing"])
     elif not failed:  # one object on stdout: the error takes the place of the results
@@ -117,8 +120,8 @@ def evaluate(
 
 def evaluate_one(one: "TrainedModel", on: str, placement: "Placement") -> dict[str, object]:
     """One model's object as `--json` prints it, with every option at its default but `--on`."""
-    if on == "recall":
-        return recall_row(one, placement)
+    if on in TASKS:
+        return TASKS[on].row(one, placement)
     ((_, result),) = _language_results([one], placement, on, "text", [], BATCH_TOKENS, False)
     return _values(one, result, on, by_position=False)
 
@@ -246,17 +249,13 @@ def _bound(text: str, flag: str, known: tuple[str, ...]) -> tuple[str, float]:
 
 
 def _failed(rows: list[dict], minima: list[tuple[str, float]], maxima: list[tuple[str, float]]) -> list[str]:
-    """What lies outside of its bounds, in words."""
-    low = [
-        f"{row['ckpt']}: {name} {row[name]:.6g} is below {bound:g}"
+    """What lies outside of its bounds, in words; what a model has no figure of does not hold either."""
+    sides = [(name, bound, "below", -1) for name, bound in minima] + [(n, b, "above", 1) for n, b in maxima]
+    return [
+        f"{row['ckpt']} has no {name}"
+        if row[name] is None
+        else f"{row['ckpt']}: {name} {row[name]:.6g} is {side} {bound:g}"
+        for name, bound, side, sign in sides
         for row in rows
-        for name, bound in minima
-        if row[name] < bound
+        if row[name] is None or sign * (row[name] - bound) > 0
     ]
-    high = [
-        f"{row['ckpt']}: {name} {row[name]:.6g} is above {bound:g}"
-        for row in rows
-        for name, bound in maxima
-        if row[name] > bound
-    ]
-    return low + high
