@@ -21,6 +21,12 @@ from mosaic_cli.errors import UsageError
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TASK_TOKENIZERS = {  # what a token of each built-in task is
+    "regbench": "char",
+    "mqar": "char",
+    "induction": "char",
+    "manyshot": "word",
+}
 _PACKAGED = Path(__file__).parent / "recipes"  # in an installed wheel; a checkout keeps them at its top
 BUILTIN_RECIPES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "recipes"
 
@@ -51,10 +57,11 @@ class DataSection(Section):
     """Split to train on."""
     hub_val_split: str | None = None
     """Split to validate on; without one, documents are held out of `hub_split`."""
-    builtin: Literal["stories", "regbench", "mqar", "induction"] = "stories"
+    builtin: Literal["stories", "regbench", "mqar", "induction", "manyshot"] = "stories"
     """Which built-in generator writes the documents: `stories`, or the problems of a task, each read by itself:
     `regbench` (strings of a random regular language), `mqar` (pairs, then each key asked for its value), `induction`
-    (a string, then a part of it again). Tasks validate on problems of their own."""
+    (a string, then a part of it again), `manyshot` (requests, each with the label of its class). Tasks validate on
+    problems of their own."""
     num_documents: Positive | None = None
     """Read this many documents and no more; problems to train on, for a task. A built-in generator takes 20,000
     without a number."""
@@ -62,7 +69,7 @@ class DataSection(Section):
     """Field of a jsonl, parquet or hub record that holds the text."""
     tokenizer: str = "bpe"
     """`bpe` (byte-level, trained on this text), `gpt2`, `char`, `byte`, or a tokenizer.json file or a folder holding
-    one (or GPT-2's vocabulary and merges)."""
+    one (or GPT-2's vocabulary and merges). Of tasks `char`, but `word` of `manyshot`."""
     vocab_size: Annotated[int, Field(ge=257)] = 4096
     """Entries of a trained BPE, the 256 bytes and the end-of-text token among them."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -90,11 +97,12 @@ class DataSection(Section):
                 where="data.hub",
                 hint="Name one: --set data.hub=roneneldan/TinyStories",
             )
-        if self.source == "builtin" and self.builtin != "stories" and self.tokenizer != "char":
+        own = TASK_TOKENIZERS.get(self.builtin)
+        if self.source == "builtin" and own and self.tokenizer != own:
             raise UsageError(
-                f"the task {self.builtin} is made of characters, but data.tokenizer is {self.tokenizer!r}",
+                f"the tokens of the task {self.builtin} are {own}s, but data.tokenizer is {self.tokenizer!r}",
                 where="data.tokenizer",
-                hint="Set data.tokenizer to char.",
+                hint=f"Set data.tokenizer to {own}.",
             )
         return self
 

@@ -4,9 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from mosaic_cli.commands import association_table, recall_table, regbench_table
+from mosaic_cli.commands import (
+    association_table,
+    far_recall_table,
+    length_table,
+    manyshot_table,
+    recall_table,
+    regbench_table,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mosaic_cli.device import Placement
     from mosaic_cli.runs.loading import TrainedModel
 
@@ -22,6 +31,8 @@ class EvalTask(NamedTuple):
     """Keys that --min and --max may name."""
     rows_beside: Callable[[], list[dict]] = list
     """Objects of what needs no model."""
+    draw: "Callable[[list[dict], Path], list[Path]] | None" = None
+    """The objects as a figure, where --figure can be given; returns the files."""
 
 
 def _association(on: str) -> EvalTask:
@@ -36,4 +47,11 @@ TASKS = {
     ),
     "mqar": _association("mqar"),
     "induction": _association("induction"),
+    "recall-far": EvalTask(
+        far_recall_table.far_recall_row, far_recall_table.print_far_recall, far_recall_table.FIGURES
+    ),
+    "length": EvalTask(
+        length_table.length_row, length_table.print_length, length_table.FIGURES, draw=length_table.draw_length
+    ),
+    "manyshot": EvalTask(manyshot_table.manyshot_row, manyshot_table.print_manyshot, manyshot_table.FIGURES),
 }

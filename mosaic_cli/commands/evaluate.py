@@ -34,8 +34,9 @@ def evaluate(
     on: Annotated[
         str,
         typer.Option(
-            help="val: the run's own validation split; recall: facts of held-out built-in stories; regbench, mqar, "
-            "induction: the task's own problems; or a text, jsonl or parquet file."
+            help="val: the run's own validation split; recall: facts of held-out built-in stories; recall-far: the "
+            "same with other stories between; length: the validation split in windows far longer than in training; "
+            "regbench, mqar, induction, manyshot: the task's own problems; or a text, jsonl or parquet file."
         ),
     ] = "val",
     by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,
@@ -59,7 +60,8 @@ def evaluate(
     figure: Annotated[
         Path | None,
         typer.Option(
-            help="With --by-position or --crossing: draw the curves into this .png or .svg; without a suffix, both."
+            help="With --by-position, --crossing or --on length: draw the curves into this .png or .svg; without a "
+            "suffix, both."
         ),
     ] = None,
     device: Device = "auto",
@@ -80,7 +82,7 @@ def evaluate(
     contexts = _contexts(context)
     if task and (by_position or contexts or crossing):
         raise UsageError(
-            f"{on} is asked of whole problems",
+            f"{on} has problems and positions of its own",
             where=f"--on {on}",
             hint="Leave out --by-position, --context and --crossing.",
         )
@@ -90,7 +92,7 @@ def evaluate(
     if figure is not None:
         from mosaic_cli.commands.figures import check_figure, draw_loss_by_position
 
-        check_figure(figure, by_position)
+        check_figure(figure, by_position or (task is not None and task.draw is not None))
     placement = choose_placement(device, dtype)
     display.note(f"evaluating on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
@@ -102,7 +104,7 @@ def evaluate(
         rows = [_values(one, result, on, by_position) for one, result in results]
         found = {"crossing": crossing_object(results, on)} if crossing else {}
     if figure is not None:
-        for path in draw_loss_by_position(rows, figure, **found):
+        for path in task.draw(rows, figure) if task else draw_loss_by_position(rows, figure, **found):
             display.note(f"drawn: {path}")
     failed = _failed(rows, *bounds)
     if task:
@@ -252,17 +254,13 @@ def _bound(text: str, flag: str, known: tuple[str, ...]) -> tuple[str, float]:
 
 
 def _failed(rows: list[dict], minima: list[tuple[str, float]], maxima: list[tuple[str, float]]) -> list[str]:
-    """What lies outside of its bounds, in words."""
-    low = [
-        f"{row['ckpt']}: {name} {row[name]:.6g} is below {bound:g}"
+    """What lies outside of its bounds, in words; what a model has no figure of does not hold either."""
+    sides = [(name, bound, "below", -1) for name, bound in minima] + [(n, b, "above", 1) for n, b in maxima]
+    return [
+        f"{row['ckpt']} has no {name}"
+        if row[name] is None
+        else f"{row['ckpt']}: {name} {row[name]:.6g} is {side} {bound:g}"
+        for name, bound, side, sign in sides
         for row in rows
-        for name, bound in minima
-        if row[name] < bound
+        if row[name] is None or sign * (row[name] - bound) > 0
     ]
-    high = [
-        f"{row['ckpt']}: {name} {row[name]:.6g} is above {bound:g}"
-        for row in rows
-        for name, bound in maxima
-        if row[name] > bound
-    ]
-    return low + high

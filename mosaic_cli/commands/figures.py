@@ -8,14 +8,15 @@ from mosaic_cli.errors import UsageError
 EVEN_STYLE = {"color": "0.6", "linewidth": 3, "alpha": 0.6, "zorder": 0, "label": "all alike"}
 LINE_STYLES = ("-", "--", ":", "-.")  # told apart in grey too
 DRAWN = 7 / 8  # share of the distances that is drawn: the farthest have so few positions that they show noise
+SIDESTEP = 1.04  # between lines on a logarithmic axis, so that equal points do not hide each other
 FLOOR = 1e-3  # of an even weight: below this a weight is as good as none, and would only flatten the rest
 
 
-def check_figure(path: Path, by_position: bool) -> None:
+def check_figure(path: Path, has_curves: bool) -> None:
     """Raises UsageError when the figure cannot be drawn: no losses by position, or neither .png nor .svg."""
     if path.suffix not in ("", ".png", ".svg"):
         raise UsageError(f"{path} is neither .png nor .svg", where="--figure")
-    if not by_position:
+    if not has_curves:
         raise UsageError("a figure needs the losses by position", where="--figure", hint="Add --by-position.")
 
 
@@ -48,6 +49,44 @@ def draw_loss_by_position(rows: list[dict], path: Path, crossing: dict | None = 
     if crossing is not None and crossing["position"] is not None:
         _draw_crossing(axes, crossing, len(rows[0]["positions"]))
     axes.legend(frameon=crossing is not None, edgecolor="none")
+    return _save_as_asked(plt, figure, path)
+
+
+def draw_loss_by_length(rows: list[dict], path: Path) -> list[Path]:
+    """Loss by position over that of the same tokens inside the training length, from the rows of `eval --on length`.
+
+    A line a model, a point a band of positions, with its 95 % interval. Returns the files, as above.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    longest = max(band["to"] + 1 for row in rows for band in row["by_band"])
+    for number, (row, style) in enumerate(zip(rows, LINE_STYLES * len(rows), strict=False)):
+        bands = row["by_band"]
+        aside = SIDESTEP ** (number - (len(rows) - 1) / 2)
+        middle = [aside * math.sqrt(band["from"] * (band["to"] + 1)) for band in bands]
+        percent = [[100 * (band[key] - 1) for band in bands] for key in ("ratio", "low", "high")]
+        errors = [[abs(end - mean) for end, mean in zip(ends, percent[0], strict=True)] for ends in percent[1:]]
+        label = plain(f"{row['ckpt']} ({row['kind']}, reference {row['loss']:.3f})")
+        axes.errorbar(middle, percent[0], yerr=errors, fmt=f"o{style}", markersize=4, capsize=3, label=label)
+    for context in sorted({row["context"] for row in rows}):
+        axes.axvline(context, color="0.3", linewidth=1)
+    axes.axhline(0, **EVEN_STYLE | {"label": "as inside the training length"})
+    edges = sorted({band["from"] for row in rows for band in row["by_band"]} | {longest})
+    axes.set(
+        xscale="log",
+        xlabel="position in the window (tokens); the line is the training length",
+        ylabel="loss against the reference (percent)",
+        title="Loss beyond the training length, against the same tokens inside it",
+    )
+    axes.set_xticks(edges, [f"{edge:,}" for edge in edges])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _save_as_asked(plt, figure, path)
+
+
+def _save_as_asked(plt, figure, path: Path) -> list[Path]:
+    """Write a figure under its name, or without a suffix as a .png and an .svg of that name; returns the files."""
     paths = [path] if path.suffix else [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     return [save(plt, figure, one, close=one == paths[-1]) for one in paths]
 

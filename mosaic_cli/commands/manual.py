@@ -134,6 +134,25 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "results[].recalls_beyond_context": "facts asked for where a transformer cannot read",
             "results[].by_form": "for each form of recall {mean, low, high, n}",
             "results[].by_distance": "the same for tokens between statement and answer, {from, to, mean, low, high, n}",
+            "results[].accuracy_128": "with `--on recall-far`, share of questions answered right at most 128 tokens "
+            "after the text said the answer last; so on to `accuracy_4096`; null where a transformer cannot read. "
+            "There `by_distance` has also `asked` (the distance meant; `from` and `to` are the shortest and longest) "
+            "and `beyond_context`, questions that a transformer cannot read",
+            "results[].window": "with `--on length`, tokens in the long windows; `context` is the training length, and "
+            "`loss` the reference: that of the positions in the second half of windows of that length",
+            "results[].windows": "such windows in the text",
+            "results[].ratio_2": "loss of the positions from one to two training lengths over that of the same tokens "
+            "in the reference; so on to `ratio_16`; null where it was not read",
+            "results[].by_band": "for each band of positions `from` and `to`, `loss`, and `ratio` with its 95 % "
+            "confidence interval `low`, `high`",
+            "results[].semantic": "with `--on manyshot`, share of labels right where the class came before, in rows "
+            "with semantic labels, up to the number of shots that training has",
+            "results[].anonymous": "the same with anonymous labels",
+            "results[].semantic_beyond": "semantic labels beyond that number; null where a transformer cannot read",
+            "results[].anonymous_beyond": "anonymous labels beyond that number",
+            "results[].by_shots": "for `labels` of either sort and `from` to `to` shots before the request {mean, low, "
+            "high, n}, the row being the unit, and `chance`; `trained`: whether training rows have so many; `shown`: "
+            "whether these are requests whose class came before",
             "results[].loss": "mean loss, nats per token",
             "results[].perplexity": "exp(`loss`)",
             "results[].bits_per_byte": "summed loss in bits over the bytes of the text",

@@ -22,7 +22,7 @@ def prepare(
         list[str] | None,
         typer.Argument(
             help="A recipe; or text, jsonl or parquet files (plain, .gz, .zst), folders, - for standard "
-            "input, hub:owner/name[:split], builtin:stories|regbench|mqar|induction."
+            "input, hub:owner/name[:split], builtin:stories|regbench|mqar|induction|manyshot."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: the recipe's, or data/NAME.")] = None,
@@ -102,7 +102,7 @@ def _from_sources(
     source: list[str], flags: dict[str, object], overrides: list[str] | None
 ) -> tuple["DataSection", Path]:
     """The data section that the arguments of the command line stand for, and its default folder."""
-    from mosaic_cli.recipe import load_data_section
+    from mosaic_cli.recipe import TASK_TOKENIZERS, load_data_section
 
     kind, _, rest = source[0].partition(":")
     if kind in ("hub", "builtin") and len(source) > 1:
@@ -113,8 +113,8 @@ def _from_sources(
         default = name.rpartition("/")[2]
     elif kind == "builtin":
         values, default = {"source": "builtin", "builtin": rest}, rest
-        if rest != "stories":
-            values["tokenizer"] = "char"
+        if rest in TASK_TOKENIZERS:
+            values["tokenizer"] = TASK_TOKENIZERS[rest]
     else:
         values, default = {"source": "files", "files": source}, Path(source[0]).name.split(".")[0] or "text"
         default = "stdin" if source == ["-"] else default

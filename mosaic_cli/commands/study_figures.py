@@ -65,11 +65,14 @@ def _draw_figures(plt, results: dict[str, Any]):
     """Each reported figure with its interval: against the first numeric axis, else a row a cell."""
     figures = results["figures"]
     numeric = _numeric_axis(results)
-    size = (max(7, 5 * len(figures)), 4.2 if numeric else 1.6 + 0.35 * len(results["cells"]))
-    figure, axes = plt.subplots(1, len(figures), figsize=size, squeeze=False, layout="constrained")
-    for panel, one in zip(axes.flat, figures, strict=True):
+    rows, columns = -(-len(figures) // PANELS_A_ROW), min(len(figures), PANELS_A_ROW)
+    size = (max(7, 5 * columns), rows * (4.2 if numeric else 1.6 + 0.35 * len(results["cells"])))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for panel, one in zip(axes.flat, figures, strict=False):
         (_draw_by if numeric else _draw_rows)(panel, results, one, numeric)
         panel.grid(alpha=0.3)
+    for panel in list(axes.flat)[len(figures) :]:
+        panel.set_visible(False)
     seeds = len(results["study"]["seeds"])
     figure.suptitle(plain(f"{results['name']}: mean of {seeds} seeds, 95 % interval"), fontsize="medium")
     _legend(figure, axes)

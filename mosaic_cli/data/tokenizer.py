@@ -85,6 +85,14 @@ class Tokenizer:
         return cls(_with_end(inner))
 
     @classmethod
+    def of_words(cls, words: Iterable[str]) -> "Tokenizer":
+        """These words, between which a text has white space, in the order of the alphabet, and end-of-text."""
+        vocabulary = {word: id for id, word in enumerate(sorted(set(words)))}
+        inner = tokenizers.Tokenizer(models.WordLevel(vocab=vocabulary))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return cls(_with_end(inner))
+
+    @classmethod
     def gpt2(cls) -> "Tokenizer":
         """GPT-2's tokenizer, from the hub or its local cache.
 

@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -88,7 +89,7 @@ def _difference(plan: Plan, cell: Cell, partner: Cell, outcomes: Outcomes, chose
         pairs = [(one, other) for one, other in zip(ours, theirs, strict=True) if one.figures and other.figures]
         return _estimate(value for pair in pairs if (value := figure(*pair)) is not None)
 
-    by_key = {key: lambda one, other, key=key: one.figures[key] - other.figures[key] for key in _keys(plan)}
+    by_key = {key: partial(_lead, key) for key in _keys(plan)}
     return {
         "values": {key: value for key, value in cell.values.items() if key != KIND},
         "tuned_for_each": {key: over_seeds(own, figure) for key, figure in by_key.items()},
@@ -102,6 +103,12 @@ def _difference(plan: Plan, cell: Cell, partner: Cell, outcomes: Outcomes, chose
         "seconds_ratio": over_seeds(own, lambda one, other: one.info["seconds"] / other.info["seconds"]),
         "val_loss_at_equal_time": over_seeds(own, _difference_at_equal_time),
     }
+
+
+def _lead(key: str, one: Outcome, other: Outcome) -> float | None:
+    """Difference in a figure; None where one of the two does not have it."""
+    first, second = one.figures[key], other.figures[key]
+    return None if first is None or second is None else first - second
 
 
 def _difference_at_equal_time(one: Outcome, other: Outcome) -> float | None:
@@ -158,9 +165,9 @@ def _keys(plan: Plan) -> list[str]:
     return [f"{on}.{name}" for on, name in plan.study.figures]
 
 
-def _estimate(values: Iterable[float]) -> dict[str, Any]:
-    """Mean, standard deviation and Student's 95 % interval over seeds."""
-    known = list(values)
+def _estimate(values: Iterable[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation and Student's 95 % interval over the seeds that have the figure."""
+    known = [value for value in values if value is not None]
     found: Estimate = estimate_few(known)
     deviation = statistics.stdev(known) if len(known) > 1 else None
     return {"mean": found.mean, "sd": deviation, "low": found.low, "high": found.high, "n": found.n}

@@ -31,8 +31,8 @@ class Outcome:
     """Validation loss after each of `steps`."""
     loss: float | None
     """Lowest validation loss, that of the best checkpoint."""
-    figures: dict[str, float] | None
-    """`val.loss`, ... of the best checkpoint."""
+    figures: dict[str, float | None] | None
+    """`val.loss`, ... of the best checkpoint; None for one that this kind of model does not have."""
 
 
 def state_of(planned: PlannedRun) -> State:

@@ -30,6 +30,23 @@ FIGURES: dict[str, dict[str, Figure]] = {  # what follows `--on` -> name -> figu
         "bits_per_byte": Figure("validation bits per byte", "bits per byte", True),
     },
     "recall": {"accuracy": Figure("facts recalled", "share", False)},
+    "recall-far": {
+        f"accuracy_{distance}": Figure(f"answers right {distance:,} tokens later", "share", False)
+        for distance in (128, 256, 512, 1024, 2048, 4096)
+    },
+    "length": {
+        "loss": Figure("loss in the second half of training windows", "nats per token", True),
+        **{
+            f"ratio_{times}": Figure(f"loss at up to {times} training lengths over that", "ratio", True)
+            for times in (2, 4, 8, 16)
+        },
+    },
+    "manyshot": {
+        "semantic": Figure("semantic labels right in context", "share", False),
+        "anonymous": Figure("anonymous labels right in context", "share", False),
+        "semantic_beyond": Figure("semantic labels right beyond the training length", "share", False),
+        "anonymous_beyond": Figure("anonymous labels right beyond the training length", "share", False),
+    },
     "regbench": {
         "accuracy": Figure("RegBench accuracy", "share", False),
         "tvd": Figure("RegBench TVD", "total variation distance", True),

@@ -118,7 +118,7 @@ def test_the_crossing_of_two_models(world, mosaic, refused):
         (("--ckpt", "tiny", "--crossing"), "between two models, not 1"),
         ((*pair, "--context", "4,8"), "windows of one length"),
         ((*pair[:4], "--on", "short.txt", "--crossing"), "shorter than one window"),
-        ((*pair[:4], "--on", "recall", "--crossing"), "recall is asked of whole stories"),
+        ((*pair[:4], "--on", "recall", "--crossing"), "recall has problems and positions of its own"),
     ):
         assert message in refused(2, "eval", *flags)["message"]
 
@@ -149,6 +149,32 @@ def test_recall_is_asked_of_stories(world, mosaic):
     assert row["on"] == "recall" and 0 <= row["accuracy"] <= 1 and row["recalls"] > 1000
     assert set(row["by_form"]) == {"mention", "retell", "reply", "question"}
     assert sum(span["n"] for span in row["by_distance"]) == row["recalls"]
+
+
+def test_far_recall_is_asked_at_every_distance(world, mosaic, monkeypatch):
+    monkeypatch.setattr("mosaic_cli.commands.far_recall_table.STORIES", 1)
+    monkeypatch.setattr("mosaic_cli.commands.far_recall_table.DISTANCES", (400, 500, 600, 700, 800, 900))
+    (world / "letters.txt").write_text("".join(map(chr, range(32, 127))) * 40 + "\n" * 90)
+    tiny = ("-s", "data.files=[letters.txt]", "-s", "data.dir=data/letters", "--steps", 2)
+    assert mosaic("train", "tiny.yaml", *tiny, "--run", "letters").code == 0
+    result = mosaic("eval", "--ckpt", "letters", "--on", "recall-far", "--json")
+    (row,) = result.json["results"]
+    assert [one["asked"] for one in row["by_distance"]][4:] == [800, 900] and row["context"] == 8
+    assert row["accuracy_128"] == row["by_distance"][0]["mean"] and 0 < row["chance"] <= 1
+    assert "about 800 tokens" in mosaic("eval", "--ckpt", "letters", "--on", "recall-far").out
+
+
+def test_loss_beyond_the_training_length(world, mosaic, refused):
+    pair = ("eval", "--ckpt", "tiny", "--ckpt", "gpt", "--on", "length")
+    result = mosaic(*pair, "--figure", "out/length", "--json")
+    tiny, gpt = result.json["results"]
+    assert tiny["window"] > tiny["context"] == gpt["window"] == 8 and tiny["loss"] > 0
+    assert tiny["by_band"][2]["ratio"] == pytest.approx(1, rel=1e-5) and tiny["by_band"][2]["to"] == 7
+    assert tiny["ratio_2"] == tiny["by_band"][3]["ratio"] and gpt["ratio_2"] is None
+    assert "<svg" in (world / "out" / "length.svg").read_text() and (world / "out" / "length.png").stat().st_size > 1000
+    assert "positions 8 to 15" in mosaic(*pair).out
+    assert "gpt has no ratio_2" in refused(3, *pair, "--max", "ratio_2=9")["message"]
+    assert "Leave out" in refused(2, *pair, "--by-position")["hint"]
 
 
 @pytest.mark.parametrize("flags", [("--by-position",), ("--context", "8"), ("--min", "loss=1")])

@@ -115,3 +115,17 @@ def test_results_are_read_as_they_were_written(plan, workdir):
     (workdir / "other.json").write_text('{"format_version": 1}')
     with pytest.raises(DataError, match="not the results of a study"):
         load_results(workdir / "other.json")
+
+
+def test_a_figure_that_a_kind_does_not_have_is_left_out(plan):
+    outcomes = {run.name: _outcome(run) for run in plan.sweep()}
+    chosen = choose(plan, outcomes)
+    outcomes |= {run.name: _outcome(run) for run in plan.follow_up(chosen)}
+    for outcome in outcomes.values():
+        if outcome.planned.recipe.model.kind == "transformer":
+            outcome.figures["val.loss"] = None
+    results = collect(plan, outcomes, chosen, ["mosaic"])
+    mosaics, transformers = (cell["figures"]["val.loss"] for cell in results["cells"])
+    assert mosaics["n"] == 2 and (transformers["mean"], transformers["n"]) == (None, 0)
+    assert results["differences"][0]["tuned_for_each"]["val.loss"]["mean"] is None
+    assert "none" in study_tables(results)[0].rows[1]

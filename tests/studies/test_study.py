@@ -1,10 +1,13 @@
 """Studies: what a file may say, and errors that name the key."""
 
 import pytest
+import torch
 
+from mosaic_cli.commands.eval_tasks import TASKS
+from mosaic_cli.core.model import build_model, count_parameters
 from mosaic_cli.errors import UsageError
 from mosaic_cli.studies.plan import Plan
-from mosaic_cli.studies.study import BUILTIN_STUDIES, load_study
+from mosaic_cli.studies.study import BUILTIN_STUDIES, FIGURES, load_study
 
 KINDS = "recipe: quickstart\nvary: {model.kind: [mosaic, transformer]}\nseeds: [1, 2]\n"
 
@@ -64,3 +67,17 @@ def test_every_built_in_study_has_recipes_that_validate_and_says_what_it_is(path
     plan = Plan(load_study(path))
     assert plan.runs and path.read_text().startswith("# ")
     assert all(run.recipe.name == name for name, run in plan.runs.items())
+
+
+@pytest.mark.parametrize("on", sorted(TASKS.keys() & FIGURES.keys()))
+def test_figures_are_those_of_the_evaluation(on):
+    assert set(FIGURES[on]) <= set(TASKS[on].figures)
+
+
+@pytest.mark.parametrize("name", ["v2-parts", "length"])
+def test_parts_are_compared_at_equal_size(name):
+    sizes = set()
+    for run in Plan(load_study(name)).runs.values():
+        with torch.device("meta"):
+            sizes.add(count_parameters(build_model(run.recipe.model.with_vocab(1500))))
+    assert max(sizes) <= 1.01 * min(sizes) and len(sizes) > 1

@@ -1,6 +1,6 @@
 """The built-in tasks by name."""
 
-from mosaic_cli.data.tasks import regbench
+from mosaic_cli.data.tasks import manyshot, regbench
 from mosaic_cli.data.tasks.associations import AssociationTask
 from mosaic_cli.data.tasks.induction import INDUCTION
 from mosaic_cli.data.tasks.mqar import MQAR
@@ -9,12 +9,17 @@ from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.errors import UsageError
 
 ASSOCIATIONS: dict[str, AssociationTask] = {"mqar": MQAR, "induction": INDUCTION}
-TASKS: dict[str, Task] = {"regbench": regbench.TASK} | {name: one.task for name, one in ASSOCIATIONS.items()}
+TASKS: dict[str, Task] = {
+    "regbench": regbench.TASK,
+    "manyshot": manyshot.TASK,
+    **{name: one.task for name, one in ASSOCIATIONS.items()},
+}
 
 
 def task_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a task: a token a character."""
-    return Tokenizer.of_characters(TASKS[name].alphabet)
+    """The tokenizer of a task: a token a character, or a token a word."""
+    tokens = TASKS[name].alphabet
+    return Tokenizer.of_characters(tokens) if isinstance(tokens, str) else Tokenizer.of_words(tokens)
 
 
 def check_trained_on(name: str, tokenizer: Tokenizer, trained: str) -> None:

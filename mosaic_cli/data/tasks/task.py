@@ -9,15 +9,16 @@ NUM_VALIDATION = 500  # problems: enough to choose a checkpoint on, few enough t
 
 @dataclass(frozen=True)
 class Task:
-    """A generator of problems, one text each, in characters of a small alphabet."""
+    """A generator of problems, one text each, in characters of a small alphabet or in words of a small vocabulary."""
 
-    alphabet: str
+    alphabet: str | tuple[str, ...]
+    """The tokens: characters, or words, between which a text has spaces."""
     longest: int
-    """Characters of the longest training or validation problem."""
+    """Tokens that a training or validation problem may have."""
     ignored: str
-    """Characters that are never asked for."""
+    """A text of the tokens that are never asked for."""
     after: str | None
-    """Where given, only what comes later than the first character behind it is asked for."""
+    """Where given, only what comes later than the first token behind it is asked for."""
     training: Callable[[int, int], Iterable[str]]
     """(count, seed) -> the problems of a training set; a larger count begins with the same ones."""
     validation: Callable[[], Iterable[str]]
