@@ -91,4 +91,4 @@ def test_a_task_is_prepared_by_its_name_alone(workdir, mosaic):
 
 def test_a_task_of_other_tokens_is_refused(workdir, refused):
     error = refused(2, "prepare", "builtin:mqar", "--tokenizer", "bpe")
-    assert "made of characters" in error["message"] and error["where"] == "data.tokenizer"
+    assert "the task mqar are chars" in error["message"] and error["where"] == "data.tokenizer"

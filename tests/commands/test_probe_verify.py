@@ -126,7 +126,7 @@ def test_a_model_that_answers_nothing_is_told_so(stories, mosaic, monkeypatch):
 
 def test_a_transformer_needs_room_for_a_story(stories, refused):
     error = refused(2, "probe", "verify", "--ckpt", "gpt", "--prompts", 2)
-    assert "the transformer reads 16" in error["message"] and "context_length" in error["hint"]
+    assert "16 tokens that the transformer reads" in error["message"] and "context_length" in error["hint"]
 
 
 def test_a_tokenizer_without_the_stories_letters_is_refused(world, refused):
