@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.model_table import describe, print_models
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ def association_row(one: "TrainedModel", placement: "Placement", on: str) -> dic
     Raises:
         UsageError: the model was not trained on the task, or its context is shorter than the shortest problem.
     """
-    from mosaic_cli.core.model import count_parameters
     from mosaic_cli.data.tasks.associations import TEST_SIZES, TRAINING_SIZES
     from mosaic_cli.data.tasks.registry import ASSOCIATIONS, check_trained_on
     from mosaic_cli.evaluation.associations import accuracy, accuracy_by_distance, evaluate_associations
@@ -35,10 +35,7 @@ def association_row(one: "TrainedModel", placement: "Placement", on: str) -> dic
     if not whole.n:
         raise UsageError(f"no answer lies within the context of {one.spec}", hint="Train with a longer context_length.")
     return {
-        "ckpt": one.spec,
-        "checkpoint": str(one.checkpoint),
-        "kind": one.model.config.kind,
-        "parameters": count_parameters(one.model),
+        **describe(one),
         "on": on,
         "accuracy": whole.mean,
         "interval": [whole.low, whole.high],
@@ -64,12 +61,10 @@ def print_associations(rows: list[dict]) -> None:
     spans = sorted({(r["from"], r["to"]) for row in rows for r in row["by_distance"]})
     by_span = [{(r["from"], r["to"]): r for r in row["by_distance"]} for row in rows]
     sizes = zip(*(row["by_size"] for row in rows), strict=True)
-    display.print_table(
+    print_models(
         f"Answers right: {rows[0]['on']}",
-        ["", *(row["ckpt"] for row in rows)],
+        rows,
         [
-            ["kind", *(row["kind"] for row in rows)],
-            ["parameters", *(f"{row['parameters']:,}" for row in rows)],
             *([f"{r[0]['size']} {items}{'' if r[0]['trained'] else ' (untrained)'}", *map(_cell, r)] for r in sizes),
             *([f"{a} to {b} tokens ago", *(_cell(row.get((a, b))) for row in by_span)] for a, b in spans),
         ],

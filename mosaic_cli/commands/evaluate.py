@@ -9,6 +9,7 @@ import typer
 from mosaic_cli.commands import display
 from mosaic_cli.commands.crossing import check_crossing, crossing_object, print_crossing
 from mosaic_cli.commands.eval_tasks import TASKS
+from mosaic_cli.commands.model_table import describe
 from mosaic_cli.commands.options import Debug, Device, Dtype, Json
 from mosaic_cli.errors import CheckFailed, NonFiniteError, UsageError
 
@@ -170,15 +171,10 @@ def _measure(one: "TrainedModel", tokens, length: int, placement, options: dict)
 
 
 def _values(one: "TrainedModel", result: "LanguageResult", on: str, by_position: bool) -> dict[str, object]:
-    from mosaic_cli.core.model import count_parameters
-
     finite = all(map(math.isfinite, result.interval))
     info = one.run.info()
     values = {
-        "ckpt": one.spec,
-        "checkpoint": str(one.checkpoint),
-        "kind": one.model.config.kind,
-        "parameters": count_parameters(one.model),
+        **describe(one),
         "on": on,
         "data_source": info["data_source"] if on == "val" else on,
         "context": result.context_length,

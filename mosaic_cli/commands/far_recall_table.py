@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.model_table import describe, print_models
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ def far_recall_row(one: "TrainedModel", placement: "Placement") -> dict[str, obj
     Raises:
         UsageError: a context so short that no answer can be read.
     """
-    from mosaic_cli.core.model import count_parameters
     from mosaic_cli.evaluation.far_recall import evaluate_far_recall
 
     results = []
@@ -41,10 +41,7 @@ def far_recall_row(one: "TrainedModel", placement: "Placement") -> dict[str, obj
     if not any(result.answers for result in results):
         raise UsageError(f"no answer lies within the context of {one.spec}", hint="Train with a longer context_length.")
     return {
-        "ckpt": one.spec,
-        "checkpoint": str(one.checkpoint),
-        "kind": one.model.config.kind,
-        "parameters": count_parameters(one.model),
+        **describe(one),
         "on": "recall-far",
         "context": one.model.config.context_length,
         "chance": next(result.chance for result in results if result.answers),
@@ -67,12 +64,10 @@ def _distance(result: "FarRecallResult") -> dict[str, object]:
 def print_far_recall(rows: list[dict]) -> None:
     """A table on stdout: accuracy by distance."""
     by_distance = zip(*(row["by_distance"] for row in rows), strict=True)
-    display.print_table(
+    print_models(
         f"Questions about a fact far back, at the end of {STORIES} held-out built-in stories",
-        ["", *(row["ckpt"] for row in rows)],
+        rows,
         [
-            ["kind", *(row["kind"] for row in rows)],
-            ["parameters", *(f"{row['parameters']:,}" for row in rows)],
             ["training context", *(f"{row['context']:,}" for row in rows)],
             ["guessing", *(f"{row['chance']:.3f}" for row in rows)],
             *([f"about {cells[0]['asked']:,} tokens", *map(_cell, cells)] for cells in by_distance),

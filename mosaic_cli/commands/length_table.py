@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.model_table import describe, print_models
 from mosaic_cli.errors import NonFiniteError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ def length_row(one: "TrainedModel", placement: "Placement") -> dict[str, object]
         UsageError: a run without a text to validate on, or with too short a one.
         NonFiniteError: a loss that is not finite.
     """
-    from mosaic_cli.core.model import count_parameters
     from mosaic_cli.evaluation.length import FEWEST_WINDOWS, evaluate_length, longest_window
     from mosaic_cli.runs.loading import open_text
 
@@ -41,10 +41,7 @@ def length_row(one: "TrainedModel", placement: "Placement") -> dict[str, object]
     if not math.isfinite(result.loss + sum(band.loss for band in result.bands)):
         raise NonFiniteError(f"{one.spec} is not usable: a loss is not finite", where=one.checkpoint)
     return {
-        "ckpt": one.spec,
-        "checkpoint": str(one.checkpoint),
-        "kind": one.model.config.kind,
-        "parameters": count_parameters(one.model),
+        **describe(one),
         "on": "length",
         "data_source": one.run.info()["data_source"],
         "context": result.context_length,
@@ -70,12 +67,10 @@ def print_length(rows: list[dict]) -> None:
     """A table on stdout: the loss of each band against the reference."""
     spans = sorted({(band["from"], band["to"]) for row in rows for band in row["by_band"]})
     by_span = [{(band["from"], band["to"]): band for band in row["by_band"]} for row in rows]
-    display.print_table(
+    print_models(
         f"Loss by position against that of the same tokens inside the training length ({rows[0]['data_source']})",
-        ["", *(row["ckpt"] for row in rows)],
+        rows,
         [
-            ["kind", *(row["kind"] for row in rows)],
-            ["parameters", *(f"{row['parameters']:,}" for row in rows)],
             ["training context", *(f"{row['context']:,}" for row in rows)],
             ["windows", *(f"{row['windows']:,} of {row['window']:,}" for row in rows)],
             ["reference (nats per token)", *(f"{row['loss']:.4f}" for row in rows)],

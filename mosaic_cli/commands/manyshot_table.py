@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.model_table import describe, print_models
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ def manyshot_row(one: "TrainedModel", placement: "Placement") -> dict[str, objec
     Raises:
         UsageError: the model was not trained on the task, or its context holds no request whose class came before.
     """
-    from mosaic_cli.core.model import count_parameters
     from mosaic_cli.data.tasks.manyshot import MODES, TEST_SHOTS, TRAINING_SHOTS, testing_problems
     from mosaic_cli.data.tasks.registry import check_trained_on
     from mosaic_cli.evaluation.manyshot import evaluate_manyshot
@@ -45,10 +45,7 @@ def manyshot_row(one: "TrainedModel", placement: "Placement") -> dict[str, objec
         by_shots += [_span(result, mode, first, last, last < longest) for first, last in spans]
         by_shots.append(_span(result, mode, 0, longest - 1, True, shown=False))
     return {
-        "ckpt": one.spec,
-        "checkpoint": str(one.checkpoint),
-        "kind": one.model.config.kind,
-        "parameters": count_parameters(one.model),
+        **describe(one),
         "on": ON,
         **figures,
         "by_shots": by_shots,
@@ -72,12 +69,10 @@ def _span(
 def print_manyshot(rows: list[dict]) -> None:
     """A table on stdout: accuracy by labels and number of shots."""
     by_shots = zip(*(row["by_shots"] for row in rows), strict=True)
-    display.print_table(
+    print_models(
         f"Classification in context, {ROWS} rows of classes that no training row has",
-        ["", *(row["ckpt"] for row in rows)],
+        rows,
         [
-            ["kind", *(row["kind"] for row in rows)],
-            ["parameters", *(f"{row['parameters']:,}" for row in rows)],
             *([_words(cells[0]), *map(_cell, cells)] for cells in by_shots),
         ],
         caption="Share of labels whose two tokens are the likeliest. Shots: requests with labels before the one that "

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.model_table import describe, print_models
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ def recall_row(one: "TrainedModel", placement: "Placement") -> dict[str, object]
     Raises:
         UsageError: a context so short that no recall of any story fits.
     """
-    from mosaic_cli.core.model import count_parameters
     from mosaic_cli.evaluation.recall import evaluate_recall
 
     with display.Bar() as bar:
@@ -28,10 +28,7 @@ def recall_row(one: "TrainedModel", placement: "Placement") -> dict[str, object]
         raise UsageError(f"no recall lies within the context of {one.spec}", hint="Train with a longer context_length.")
     whole = result.accuracy()
     return {
-        "ckpt": one.spec,
-        "checkpoint": str(one.checkpoint),
-        "kind": one.model.config.kind,
-        "parameters": count_parameters(one.model),
+        **describe(one),
         "on": "recall",
         "accuracy": whole.mean,
         "interval": [whole.low, whole.high],
@@ -45,16 +42,13 @@ def recall_row(one: "TrainedModel", placement: "Placement") -> dict[str, object]
 
 def print_recall(rows: list[dict]) -> None:
     """Tables on stdout: accuracy as a whole, by form, by distance."""
-    heads = ["", *(row["ckpt"] for row in rows)]
     forms = sorted({form for row in rows for form in row["by_form"]})
     spans = sorted({(r["from"], r["to"]) for row in rows for r in row["by_distance"]})
     by_span = [{(r["from"], r["to"]): r for r in row["by_distance"]} for row in rows]
-    display.print_table(
+    print_models(
         f"Facts recalled in {STORIES} held-out built-in stories",
-        heads,
+        rows,
         [
-            ["kind", *(row["kind"] for row in rows)],
-            ["parameters", *(f"{row['parameters']:,}" for row in rows)],
             ["accuracy", *(f"{r['accuracy']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]" for r in rows)],
             ["guessing", *(f"{row['chance']:.3f}" for row in rows)],
             ["recalls", *(f"{row['recalls']:,}" for row in rows)],

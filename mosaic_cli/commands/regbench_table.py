@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
+from mosaic_cli.commands.model_table import describe, print_models
 
 if TYPE_CHECKING:
     from mosaic_cli.device import Placement
@@ -20,7 +21,6 @@ def regbench_row(one: "TrainedModel", placement: "Placement") -> dict[str, objec
     Raises:
         UsageError: the model was not trained on RegBench.
     """
-    from mosaic_cli.core.model import count_parameters
     from mosaic_cli.data.tasks.regbench import testing_problems
     from mosaic_cli.data.tasks.registry import check_trained_on
     from mosaic_cli.evaluation.regbench import evaluate_regbench
@@ -30,13 +30,7 @@ def regbench_row(one: "TrainedModel", placement: "Placement") -> dict[str, objec
     with display.Bar() as bar:
         for result in evaluate_regbench(one.model, one.tokenizer, placement, problems):
             bar.update(f"{one.spec}, languages", len(result.positions), len(problems))
-    named = {
-        "ckpt": one.spec,
-        "checkpoint": str(one.checkpoint),
-        "kind": one.model.config.kind,
-        "parameters": count_parameters(one.model),
-    }
-    return named | _figures(result)
+    return describe(one) | _figures(result)
 
 
 def ngram_rows() -> list[dict[str, object]]:
@@ -69,12 +63,10 @@ def _figures(result: "RegBenchResult") -> dict[str, object]:
 
 def print_regbench(rows: list[dict]) -> None:
     """A table on stdout."""
-    display.print_table(
+    print_models(
         f"RegBench, {rows[0]['languages']} test languages, {rows[0]['positions']:,} positions",
-        ["", *(row["ckpt"] for row in rows)],
+        rows,
         [
-            ["kind", *(row["kind"] for row in rows)],
-            ["parameters", *(f"{row['parameters']:,}" for row in rows)],
             ["accuracy", *(_cell(row["accuracy"], *row["interval"]) for row in rows)],
             ["TVD", *(_cell(row["tvd"], *row["tvd_interval"]) for row in rows)],
         ],

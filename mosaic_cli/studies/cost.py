@@ -61,12 +61,12 @@ def _cell_cost(recipe: Recipe, cell: Cell, runs: int, left: float) -> CellCost:
     vocab_size, _ = expected_vocab(recipe)
     config = recipe.model.with_vocab(vocab_size)
     batch = sample_batch(recipe, vocab_size)
-    step_tokens, steps = batch.asked, recipe.train.max_steps
+    steps = recipe.train.max_steps
     seconds = None
     if left:
         a_step = step_seconds(new_model(recipe, vocab_size, placement), batch, recipe.train, placement)
-        seconds = a_step * (steps + _validation_steps(recipe, step_tokens))
-    tokens = step_tokens * steps
+        seconds = a_step * (steps + _validation_steps(recipe, batch.asked))
+    tokens = batch.asked * steps
     flops = 3 * tokens * flops_per_token(config)
     return CellCost(cell.label, runs, left, parameters_of(config), tokens, flops, seconds)
 

@@ -1,0 +1,35 @@
+"""What the tasks of `mosaic eval` share: which model it is, and tables with a column a model."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from mosaic_cli.commands import display
+
+if TYPE_CHECKING:
+    from mosaic_cli.runs.loading import TrainedModel
+
+
+def describe(one: "TrainedModel") -> dict[str, object]:
+    """Which model it is: what every object of `mosaic eval --json` begins with."""
+    from mosaic_cli.core.model import count_parameters
+
+    return {
+        "ckpt": one.spec,
+        "checkpoint": str(one.checkpoint),
+        "kind": one.model.config.kind,
+        "parameters": count_parameters(one.model),
+    }
+
+
+def print_models(title: str, rows: list[dict], lines: Iterable[list[str]], caption: str) -> None:
+    """A table on stdout: name, kind and parameters of each model, then the lines, each a label and a cell a model."""
+    display.print_table(
+        title,
+        ["", *(row["ckpt"] for row in rows)],
+        [
+            ["kind", *(row["kind"] for row in rows)],
+            ["parameters", *(f"{row['parameters']:,}" for row in rows)],
+            *lines,
+        ],
+        caption=caption,
+    )
