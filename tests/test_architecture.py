@@ -96,7 +96,7 @@ def test_imports_point_down(path):
 def test_the_core_needs_nothing_but_torch_and_numpy():
     allowed = {"torch", "numpy"} | sys.stdlib_module_names
     for path in (PACKAGE / "core").rglob("*.py"):
-        assert not _outside(path) - allowed - ({"triton"} if path.parent.name == "kernels" else set()), path
+        assert not _outside(path) - allowed - ({"triton", "numba"} if path.parent.name == "kernels" else set()), path
         assert {_part(name) for name in _inside(path)} <= {"core", "errors"}, path
 
 
@@ -120,6 +120,7 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("lm_eval", {"lm_eval"}),
         ("matplotlib", {"commands/figures.py", "commands/study_figures.py", "commands/probes/moon_figures.py"}),
         ("triton", {"core/kernels/leaky.py"}),
+        ("numba", {"core/kernels/compiled.py"}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],
 )
@@ -132,7 +133,9 @@ def test_a_package_is_known_only_where_it_belongs(package, places):
 
 def test_the_kernels_are_loaded_only_to_run():
     for path in MODULES:
-        assert "mosaic_cli.core.kernels.leaky" not in _imports(path, everywhere=False), path
+        assert not {f"mosaic_cli.core.kernels.{name}" for name in ("leaky", "cpu")} & set(
+            _imports(path, everywhere=False)
+        ), path
 
 
 def test_matplotlib_is_loaded_only_to_draw():

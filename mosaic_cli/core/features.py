@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mosaic_cli.core import leaky, ops
+from mosaic_cli.core import kernels, leaky, ops
 from mosaic_cli.core.cache import GatedKeyState, KeyState, ValueState
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.gated import gated_average, next_average, true_average
@@ -53,6 +53,11 @@ class GatedKeyExtractor(nn.Module):
     def forward(self, x: Tensor, state: GatedKeyState | None = None) -> Tensor:
         """Keys (B, H, T, D) for x (B, T, C). With a state, x continues what the state has seen."""
         terms = self.terms(x)
+        if state is None and self.normalised and kernels.loops_serve(x):
+            from mosaic_cli.core.kernels import cpu
+
+            dtype = torch.promote_types(terms[0].dtype, torch.float32)
+            return cpu.keys(*(term.to(dtype) for term in terms))
         if state is None:
             average, scale = gated_average(*terms)
         elif x.shape[1] == 1 and state.average is not None:

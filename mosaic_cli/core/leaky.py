@@ -75,7 +75,13 @@ def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
         return _compiled_leaky_keys(x, rate)[0].transpose(1, 2)
     if not torch.is_grad_enabled():
         return _keys_forward(x, rate)[0]
-    return _LeakyKeys.apply(x, rate)
+    if not kernels.loops_serve(x):
+        return _LeakyKeys.apply(x, rate)
+    from mosaic_cli.core.kernels import cpu
+
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    rate = rate.to(x.dtype).expand(x.shape[:3])
+    return cpu.keys(x, torch.zeros_like(rate[0, 0]).expand(rate.shape), rate)
 
 
 def _keys_forward(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,11 @@ Shapes, here and in all of core:
 Sources: arXiv 2405.06394 ("v1") and 2507.03285 ("v2"); docs/equations.md lists the equations with the functions.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mosaic_cli.core import kernels
 
 
 def leak_rate(theta: Tensor) -> Tensor:
@@ -95,7 +96,12 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
         (B, H, T - 1, D).
     """
     dtype = torch.promote_types(content.dtype, torch.float32)
-    content, gamma, alpha = content.to(dtype), gamma.to(dtype).view(-1, 1, 1), alpha.to(dtype).view(-1, 1, 1)
+    content, gamma, alpha = content.to(dtype), gamma.to(dtype), alpha.to(dtype)
+    if kernels.loops_serve(content):
+        from mosaic_cli.core.kernels import cpu
+
+        return cpu.values(content.transpose(1, 2), gamma, alpha)
+    gamma, alpha = gamma.view(-1, 1, 1), alpha.view(-1, 1, 1)
     if _records_eagerly():
         return _PeekedValues.apply(content, gamma, alpha)
     mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
@@ -198,24 +204,11 @@ def attend(
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
 
-    On a CPU no fused kernel drops weights, and torch's own way spends most of the time on random numbers. There the
-    weights are made here, and the numbers, four to a draw, by a faster generator that torch's own seeds.
+    On a CPU no fused kernel drops weights, and torch's own way spends most of the time on random numbers: there our own
+    loops do it.
     """
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
-    scores = (queries * scale) @ keys.mT  # (B, H, T, S)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    weights = scores.softmax(-1).to(values.dtype)
-    kept, share = _keep(weights.shape, dropout)
-    return torch.where(kept, weights, 0) @ values / share
+    from mosaic_cli.core.kernels import dropped
 
-
-def _keep(shape: torch.Size, dropout: float) -> tuple[Tensor, float]:
-    """Booleans that are false with probability `dropout`, to the next 1/65536, and the share that is to be true."""
-    bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-shape.numel() // 4))
-    numbers = torch.from_numpy(bits.view(np.int16)[: shape.numel()]).view(shape)  # uniform from -32768 to 32767
-    dropped = round(dropout * 65536)
-    return numbers >= dropped - 32768, 1 - dropped / 65536
+    return dropped.attend(queries * scale, keys, values, dropout, attn_mask, is_causal)

@@ -3,9 +3,16 @@
 import pytest
 import torch
 
-from mosaic_cli.core import leaky, ops, reference
+from mosaic_cli.core import kernels, leaky, ops, reference
 
 H, D = 3, 5
+
+
+@pytest.fixture(params=["compiled loops", "tensors"])
+def _both_forms(request, monkeypatch):
+    """As on a CPU, and as on other devices."""
+    if request.param == "tensors":
+        monkeypatch.setattr(kernels, "loops_serve", lambda _: False)
 
 
 def _leaf(*shape: int) -> torch.Tensor:
@@ -34,6 +41,7 @@ def test_leaky_average_is_the_recurrence(T):
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 64, 65, 130])
+@pytest.mark.usefixtures("_both_forms")
 def test_leaky_keys_are_the_loops_normalised(T):
     x, rate = _leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
     slow = torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2)
@@ -121,6 +129,7 @@ def test_parameters_start_where_the_paper_says():
     assert ops.leak_rate(torch.tensor(-0.05)).item() == pytest.approx(0.5)
 
 
+@pytest.mark.usefixtures("_both_forms")
 def test_zero_vectors_stay_zero_and_finite():
     zeros = torch.zeros(1, 2, 1, 3, requires_grad=True)
     for out in (ops.normalise(zeros), leaky.leaky_keys(zeros, torch.ones(1))):
@@ -137,6 +146,7 @@ def test_bfloat16_is_averaged_and_normalised_in_float32():
 
 
 @pytest.mark.parametrize("T", [1, 2, 9])
+@pytest.mark.usefixtures("_both_forms")
 def test_values_peek_one_step_ahead(T):
     content = _leaf(2, H, T, D)
     gamma, alpha = (torch.rand(H, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -145,31 +155,3 @@ def test_values_peek_one_step_ahead(T):
     assert fast.shape == (2, H, T - 1, D)
     if T > 1:
         _assert_same(fast, slow, [content, gamma, alpha])
-
-
-@pytest.mark.parametrize("dropout", [0.05, 0.5])
-def test_dropped_weights_are_as_many_as_asked_for(dropout):
-    torch.manual_seed(0)
-    kept, share = ops._keep(torch.Size((3, 333, 1001)), dropout)
-    assert share == pytest.approx(1 - dropout, abs=1e-5)
-    assert kept.double().mean().item() == pytest.approx(share, abs=0.002)
-    neighbours = ~kept[..., 1:] & ~kept[..., :-1]
-    assert neighbours.double().mean().item() == pytest.approx(dropout**2, abs=0.002)  # draws of four are independent
-    torch.manual_seed(0)
-    assert torch.equal(ops._keep(kept.shape, dropout)[0], kept)  # torch's generator decides
-    assert not torch.equal(ops._keep(kept.shape, dropout)[0], kept)
-
-
-@pytest.mark.parametrize(
-    "mask", [{}, {"is_causal": True}, {"attn_mask": torch.tensor([[True, False]] * 4 + [[True, True]])}]
-)
-def test_reading_with_dropout_is_the_fused_read_with_weights_dropped(mask, monkeypatch):
-    """What is dropped is random; with nothing dropped, values and gradients are the fused kernel's."""
-    monkeypatch.setattr(ops, "_keep", lambda shape, _: (torch.ones(shape, dtype=torch.bool), 1.0))
-    S = 2 if "attn_mask" in mask else 5
-    inputs = [torch.randn(2, 3, n, 4, dtype=torch.float64, requires_grad=True) for n in (5, S, S)]
-    read = [ops.attend(*inputs, dropout, **mask) for dropout in (0.1, 0.0)]
-    torch.testing.assert_close(*read)
-    direction = torch.randn_like(read[0])
-    for ours, fused in zip(*(torch.autograd.grad((y * direction).sum(), inputs) for y in read), strict=True):
-        torch.testing.assert_close(ours, fused)

@@ -1,7 +1,8 @@
-"""The functions of `ops` as fused GPU kernels: optional, never required. `implementation` says what will be used.
+"""Fused forms of a few functions: `cpu` and `dropped` for training on a CPU, `leaky` for GPUs.
 
-They have been checked in Triton's interpreter, but never on a GPU: until `benchmarks/gpu.py` has passed on one, they
-serve only where MOSAIC_TRITON=1 asks for them.
+Those for GPUs are optional, and `implementation` says what will be used. They have been checked in Triton's
+interpreter, but never on a GPU: until `benchmarks/gpu.py` has passed on one, they serve only where MOSAIC_TRITON=1
+asks for them.
 """
 
 import os
@@ -21,6 +22,14 @@ def _has_triton() -> bool:
 def serves(x: torch.Tensor) -> bool:
     """Whether the kernels compute functions of x: asked for, on a CUDA device with Triton, in at most float32."""
     return x.is_cuda and x.dtype.itemsize <= 4 and os.environ.get(ASKED) == "1" and _has_triton()
+
+
+def loops_serve(x: torch.Tensor) -> bool:
+    """Whether `cpu` computes functions of x: on a CPU, where gradients are recorded, and not while compiling.
+
+    Without gradients, as in decoding, the plain functions are quick enough, and Numba takes a second to load.
+    """
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def implementation(device: torch.device) -> str | None:

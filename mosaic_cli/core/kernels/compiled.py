@@ -1,0 +1,22 @@
+"""Loops that Numba compiles, on tensors in the CPU's memory.
+
+Sums may be taken in any order and multiplications fused with additions; infinity and what is not a number stay what
+they are. Compiling takes some seconds, once: Numba keeps what it made beside the file with the loops.
+"""
+
+import numba
+import torch
+from torch import Tensor
+
+loops = numba.njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+inner = numba.njit(cache=True)
+prange = numba.prange
+
+
+def run(function, *arguments: Tensor | float) -> None:
+    """Call compiled loops, which read and write tensors, on as many threads as torch has."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    function(*(item.detach().numpy() if isinstance(item, Tensor) else item for item in arguments))
+    if torch.get_num_threads() != threads:  # Numba's first parallel loop sets OpenMP's number for all
+        torch.set_num_threads(threads)

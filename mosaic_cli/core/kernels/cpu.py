@@ -1,0 +1,173 @@
+"""Keys and values on a CPU, as compiled loops: one pass over memory forward and one backward.
+
+Tensor by tensor, as `leaky`, `gated` and `ops` write them, these functions are a dozen passes each, or a score of
+threads started and joined, which for a small model costs more than the arithmetic. Here a thread walks along one head
+of one sequence with the average in its cache, so results do not depend on the number of threads.
+docs/equations.md derives the gradients.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mosaic_cli.core.kernels.compiled import loops, prange, run
+
+
+def keys(x: Tensor, log_gate: Tensor, rate: Tensor) -> Tensor:
+    """Normalised a_T = exp(log_gate_T) x_T + exp(-rate_T) a_{T-1}: keys (B, H, T, D) of x (B, T, H, D) (v1, v2).
+
+    Args:
+        x: float32 or float64, like the others.
+        log_gate, rate: (B, T, H), expanded from (H,) in v1; rates not negative.
+    """
+    return _Keys.apply(x, log_gate, rate)
+
+
+def values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
+    """`ops.peeked_values` for content c (B, T, H, D): values (B, H, T - 1, D)."""
+    return _Values.apply(content, gamma, alpha)
+
+
+class _Keys(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, log_gate: Tensor, rate: Tensor) -> Tensor:
+        x = x.contiguous()
+        keys, log_length = torch.empty_like(x), x.new_empty(x.shape[:3])
+        run(_keys_forward, x, log_gate, rate, keys, log_length)
+        ctx.save_for_backward(keys, log_length, log_gate, rate)
+        return keys.transpose(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, log_length, log_gate, rate = ctx.saved_tensors
+        by_x, by_gate, by_rate = torch.empty_like(keys), torch.empty_like(log_length), torch.empty_like(log_length)
+        gradient = gradient.transpose(1, 2).contiguous()
+        run(_keys_backward, gradient, keys, log_length, log_gate, rate, by_x, by_gate, by_rate)
+        return by_x, by_gate, by_rate
+
+
+class _Values(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
+        content = content.contiguous()
+        values = torch.empty_like(content[:, 1:])
+        run(_values_forward, content, gamma, alpha, values)
+        ctx.save_for_backward(content, gamma, alpha)
+        return values.transpose(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        content, gamma, alpha = ctx.saved_tensors
+        by_content = torch.empty_like(content)
+        by_gamma, by_alpha = (content.new_empty(len(content), len(gamma)) for _ in range(2))
+        gradient = gradient.transpose(1, 2).contiguous()
+        run(_values_backward, gradient, content, gamma, alpha, by_content, by_gamma, by_alpha)
+        return by_content, by_gamma.sum(0), by_alpha.sum(0)
+
+
+@loops
+def _keys_forward(x, log_gate, rate, keys, log_length):
+    """The true average is exp(scale) * average; scale is the largest exponent so far, so nothing overflows."""
+    B, T, H, D = x.shape
+    zero, least = x.dtype.type(0), x.dtype.type(1e-12)
+    for row in prange(B * H):
+        b, h = row // H, row % H
+        average = np.zeros(D, x.dtype)
+        scale = log_gate[b, 0, h]
+        for t in range(T):
+            kept = scale - rate[b, t, h]
+            scale = max(log_gate[b, t, h], kept)
+            gain, fade = np.exp(log_gate[b, t, h] - scale), np.exp(kept - scale)
+            square = zero
+            for d in range(D):
+                entry = gain * x[b, t, h, d] + fade * average[d]
+                average[d] = entry
+                square += entry * entry
+            length = max(np.sqrt(square), least)
+            log_length[b, t, h] = scale + np.log(length)
+            for d in range(D):
+                keys[b, t, h, d] = average[d] / length
+
+
+@loops
+def _keys_backward(gradient, keys, log_length, log_gate, rate, by_x, by_gate, by_rate):
+    """`onward` is the gradient by the average of token t, from later tokens, times that average's length."""
+    B, T, H, D = keys.shape
+    zero = keys.dtype.type(0)
+    for row in prange(B * H):
+        b, h = row // H, row % H
+        onward = np.zeros(D, keys.dtype)
+        for t in range(T - 1, -1, -1):
+            along, gated = zero, zero
+            for d in range(D):
+                along += gradient[b, t, h, d] * keys[b, t, h, d]
+                gated += onward[d] * keys[b, t, h, d]
+            gain = np.exp(log_gate[b, t, h] - log_length[b, t, h])
+            if t > 0:
+                fade = np.exp(log_length[b, t - 1, h] - rate[b, t, h] - log_length[b, t, h])
+                faded = zero
+                for d in range(D):
+                    whole = gradient[b, t, h, d] - along * keys[b, t, h, d] + onward[d]
+                    by_x[b, t, h, d] = gain * whole
+                    onward[d] = fade * whole
+                    faded += fade * whole * keys[b, t - 1, h, d]
+                by_rate[b, t, h] = -faded
+                by_gate[b, t, h] = gated - faded
+            else:
+                for d in range(D):
+                    whole = gradient[b, t, h, d] - along * keys[b, t, h, d] + onward[d]
+                    by_x[b, t, h, d] = gain * whole
+                by_rate[b, t, h] = zero
+                by_gate[b, t, h] = gated
+
+
+@loops
+def _values_forward(content, gamma, alpha, values):
+    B, T, H, D = content.shape
+    zero, one, least = content.dtype.type(0), content.dtype.type(1), content.dtype.type(1e-12)
+    for row in prange(B * H):
+        b, h = row // H, row % H
+        now, ahead = gamma[h], one - gamma[h]
+        for t in range(T - 1):
+            square = zero
+            for d in range(D):
+                mixed = now * content[b, t, h, d] + ahead * content[b, t + 1, h, d]
+                values[b, t, h, d] = mixed
+                square += mixed * mixed
+            factor = alpha[h] / max(np.sqrt(square), least)
+            for d in range(D):
+                values[b, t, h, d] *= factor
+
+
+@loops
+def _values_backward(gradient, content, gamma, alpha, by_content, by_gamma, by_alpha):
+    """The mixtures are made once more: cheaper than to have kept them."""
+    B, T, H, D = content.shape
+    zero, one, least = content.dtype.type(0), content.dtype.type(1), content.dtype.type(1e-12)
+    for row in prange(B * H):
+        b, h = row // H, row % H
+        now, ahead = gamma[h], one - gamma[h]
+        mixed, onward = np.empty(D, content.dtype), np.zeros(D, content.dtype)
+        sum_gamma, sum_alpha = zero, zero
+        for t in range(T - 1):
+            square, along = zero, zero
+            for d in range(D):
+                entry = now * content[b, t, h, d] + ahead * content[b, t + 1, h, d]
+                mixed[d] = entry
+                square += entry * entry
+                along += entry * gradient[b, t, h, d]
+            inverse = one / max(np.sqrt(square), least)
+            factor = alpha[h] * inverse
+            sum_alpha += along * inverse
+            along *= inverse * inverse
+            for d in range(D):
+                by_mixed = factor * (gradient[b, t, h, d] - along * mixed[d])
+                sum_gamma += by_mixed * (content[b, t, h, d] - content[b, t + 1, h, d])
+                by_content[b, t, h, d] = onward[d] + now * by_mixed
+                onward[d] = ahead * by_mixed
+        for d in range(D):
+            by_content[b, T - 1, h, d] = onward[d]
+        by_gamma[b, h] = sum_gamma
+        by_alpha[b, h] = sum_alpha

@@ -1,0 +1,66 @@
+"""The compiled loops against the slow ones: values and every gradient, odd lengths, any gates."""
+
+import pytest
+import torch
+
+from mosaic_cli.core import kernels, leaky, reference
+from mosaic_cli.core.kernels import cpu
+
+H, D = 3, 5
+LENGTHS = [1, 2, 7, 64, 65, 130]
+
+
+def _leaf(*shape, scale=1.0):
+    return (scale * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
+
+
+def _assert_same(fast, slow, inputs):
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+    direction = torch.linspace(-1, 2, slow.numel(), dtype=torch.float64).view_as(slow)
+    gradients = (torch.autograd.grad((y * direction).sum(), inputs) for y in (fast, slow))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def _gated_keys(x, log_gate, rate):
+    averages = torch.stack([reference.gated_average(*sequence) for sequence in zip(x, log_gate, rate, strict=True)])
+    averages = averages.transpose(1, 2)
+    return averages / averages.norm(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("scale", [1.0, 20.0], ids=["moderate", "wide"])
+def test_gated_keys_are_the_loop_normalised(T, scale):
+    inputs = [_leaf(2, T, H, D), _leaf(2, T, H, scale=scale), (scale * torch.rand(2, T, H).double()).requires_grad_()]
+    _assert_same(cpu.keys(*inputs), _gated_keys(*inputs), inputs)
+
+
+def test_gates_beyond_what_a_float_holds_do_not_overflow():
+    x, log_gate, rate = torch.randn(1, 40, H, D), 300 * torch.randn(1, 40, H), 300 * torch.rand(1, 40, H)
+    inputs = [tensor.requires_grad_() for tensor in (x, log_gate, rate)]
+    keys = cpu.keys(*inputs)
+    torch.testing.assert_close(keys.norm(dim=-1), torch.ones(1, H, 40))
+    for gradient in torch.autograd.grad(keys.square().sum() + keys.sum(), inputs):
+        assert gradient.isfinite().all()
+
+
+def test_the_number_of_threads_changes_nothing_and_stays():
+    x, rate = torch.randn(3, 50, H, D, requires_grad=True), torch.rand(H, requires_grad=True)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            keys = leaky.leaky_keys(x, rate)
+            results.append([keys, *torch.autograd.grad(keys.cos().sum(), [x, rate])])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_they_serve_training_on_a_cpu_only():
+    x = torch.zeros(1)
+    assert kernels.loops_serve(x) and not kernels.loops_serve(x.to("meta"))
+    with torch.no_grad():
+        assert not kernels.loops_serve(x)
