@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MOSAIC := $(BIN)/mosaic
-CPU_STUDIES := stories-depth ablations regbench
+CPU_STUDIES := stories-depth ablations induction regbench
 GPU_STUDIES := babistories-depth
 
 .DEFAULT_GOAL := help

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mosaic_cli.device import Placement
     from mosaic_cli.runs.loading import TrainedModel
 
-FIGURES = ("accuracy", "answers")  # what --min and --max may name
+FIGURES = ("accuracy", "accuracy_beyond", "answers")  # what --min and --max may name
 ITEMS = {"mqar": "pairs", "induction": "letters"}
 
 

@@ -75,8 +75,18 @@ def _cell(plan: Plan, cell: Cell, outcomes: Outcomes, chosen: Chosen) -> dict[st
         "diverged": sum(one.figures is None for one in runs),
         "seconds": statistics.fmean(one.info["seconds"] for one in runs) if runs else None,
         "figures": {key: _estimate(one.figures[key] for one in runs if one.figures) for key in _keys(plan)},
+        "steps_to_reach": None if plan.study.reach is None else _steps_to(plan.study.reach, runs),
         "published": _published(plan, cell),
     }
+
+
+def _steps_to(loss: float, runs: list[Outcome]) -> dict[str, Any]:
+    """Steps until a run's validation loss is at most `loss`, over the runs that get there."""
+    firsts = (
+        next((step for step, found in zip(one.steps, one.val_losses, strict=True) if found <= loss), None)
+        for one in runs
+    )
+    return _estimate(firsts)
 
 
 def _difference(plan: Plan, cell: Cell, partner: Cell, outcomes: Outcomes, chosen: Chosen) -> dict[str, Any]:

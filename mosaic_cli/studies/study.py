@@ -47,6 +47,13 @@ FIGURES: dict[str, dict[str, Figure]] = {  # what follows `--on` -> name -> figu
         "semantic_beyond": Figure("semantic labels right beyond the training length", "share", False),
         "anonymous_beyond": Figure("anonymous labels right beyond the training length", "share", False),
     },
+    **{
+        task: {
+            "accuracy": Figure("answers right, lists as in training", "share", False),
+            "accuracy_beyond": Figure("answers right, longer lists", "share", False),
+        }
+        for task in ("mqar", "induction")
+    },
     "regbench": {
         "accuracy": Figure("RegBench accuracy", "share", False),
         "tvd": Figure("RegBench TVD", "total variation distance", True),
@@ -85,6 +92,8 @@ class Study(Section):
     """Values of train.seed; with `tune`, the first is also the one of the sweep."""
     evaluate: dict[str, list[str]] = Field(default={"val": ["loss"]})
     """What to evaluate on, as after `mosaic eval --on`, and the figures to report, the main one first."""
+    reach: float | None = None
+    """A validation loss: reported is after how many steps a run first has it, as its validations tell."""
     equal_size: bool = True
     """Where cells differ in model.kind alone and in more than 1 % of their parameters, choose the mosaic's num_slots
     so that it has as many as the transformer. False leaves them as they are."""

@@ -57,7 +57,7 @@ def tuned_words(tuned: dict[str, Any] | None) -> str:
 def _cells(results: dict[str, Any]) -> Table:
     figures, tuned = results["figures"], list(results["study"]["tune"])
     published = [figure for figure in figures if any(figure["key"] in cell["published"] for cell in results["cells"])]
-    axes = list(results["cells"][0]["values"])
+    axes, reach = list(results["cells"][0]["values"]), results["study"].get("reach")
     rows = []
     for cell in results["cells"]:
         edge = " (edge)" if cell["at_edge"] else ""
@@ -67,12 +67,15 @@ def _cells(results: dict[str, Any]) -> Table:
             found = cell["figures"][figure["key"]]
             row += [_with_interval(found), _plain(found["sd"])]
         row += [f"{cell['seeds']}" + (f", {cell['diverged']} diverged" if cell["diverged"] else "")]
+        if reach is not None:
+            row += [_steps(cell["steps_to_reach"], cell["seeds"])]
         row += ["" if cell["seconds"] is None else f"{cell['seconds']:,.0f}"]
         row += [_plain(cell["published"].get(figure["key"])) for figure in published]
         rows.append(row)
     heads = [name for figure in figures for name in (f"{figure['words']} ({figure['unit']})", "sd")]
     columns = [*map(short, axes), "parameters", *([", ".join(map(short, tuned))] if tuned else [])]
-    columns += [*heads, "seeds", "seconds a run", *(f"published {figure['name']}" for figure in published)]
+    reached = [] if reach is None else [f"steps to a validation loss of {_number(reach)}"]
+    columns += [*heads, "seeds", *reached, "seconds a run", *(f"published {figure['name']}" for figure in published)]
     how = "each cell with the values that suit it best" if tuned else "every cell"
     caption = "± is half of Student's 95 % interval over seeds, sd the standard deviation between them."
     if any(cell["at_edge"] for cell in results["cells"]):
@@ -118,6 +121,12 @@ def _sweep(results: dict[str, Any]) -> Table:
     keys = ", ".join(map(short, results["study"]["tune"]))
     caption = f"Lowest validation loss of seed {results['study']['seeds'][0]}; * marks the one that was chosen."
     return Table(f"{results['name']}: the sweep over {keys}", ["", *columns], rows, caption, 1)
+
+
+def _steps(found: dict[str, Any], runs: int) -> str:
+    if not found["n"]:
+        return "not reached"
+    return f"{found['mean']:,.0f}" + (f" ({found['n']} of {runs} runs)" if found["n"] < runs else "")
 
 
 def _swept(one: dict[str, Any]) -> str:

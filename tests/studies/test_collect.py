@@ -129,3 +129,14 @@ def test_a_figure_that_a_kind_does_not_have_is_left_out(plan):
     assert mosaics["n"] == 2 and (transformers["mean"], transformers["n"]) == (None, 0)
     assert results["differences"][0]["tuned_for_each"]["val.loss"]["mean"] is None
     assert "none" in study_tables(results)[0].rows[1]
+
+
+def test_steps_to_a_loss_are_those_of_the_runs_that_get_there(workdir):
+    (workdir / "one.yaml").write_text(STUDY + "reach: 1.75\n")
+    results = _results(Plan(load_study("one.yaml")))
+    mosaic, transformer = results["cells"]
+    assert mosaic["steps_to_reach"]["mean"] == 100 and mosaic["steps_to_reach"]["n"] == 2
+    assert transformer["steps_to_reach"]["n"] == 1  # the other seed ends at 2.0
+    (row, other), columns = study_tables(results)[0].rows, study_tables(results)[0].columns
+    at = columns.index("steps to a validation loss of 1.75")
+    assert (row[at], other[at]) == ("100", "100 (1 of 2 runs)")
