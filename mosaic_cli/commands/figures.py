@@ -40,7 +40,7 @@ def draw_loss_by_position(rows: list[dict], path: Path, crossing: dict | None = 
         )
     axes.set(
         xscale="log",
-        xlabel="position in the window (tokens)",
+        xlabel="position in the window + 1 (tokens; 1 is the first)",
         ylabel="loss (nats per token)",
         title=f"Loss by position on {rows[0]['on']}",
     )

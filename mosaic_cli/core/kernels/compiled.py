@@ -8,9 +8,24 @@ import numba
 import torch
 from torch import Tensor
 
-loops = numba.njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-inner = numba.njit(cache=True)
 prange = numba.prange
+
+
+def loops(function):
+    """A function of arrays whose `prange` runs in parallel."""
+    return _compiled(function, parallel=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+
+
+def inner(function):
+    """A function of numbers that `loops` call."""
+    return _compiled(function)
+
+
+def _compiled(function, **options):
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written: compile in every process
+        return numba.njit(**options)(function)
 
 
 def run(function, *arguments: Tensor | float) -> None:

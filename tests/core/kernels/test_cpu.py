@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mosaic_cli.core import kernels, leaky, reference
-from mosaic_cli.core.kernels import cpu
+from mosaic_cli.core.kernels import compiled, cpu
 
 H, D = 3, 5
 LENGTHS = [1, 2, 7, 64, 65, 130]
@@ -57,6 +57,21 @@ def test_the_number_of_threads_changes_nothing_and_stays():
         torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
+
+
+def test_where_nothing_can_be_kept_they_are_compiled_anew(monkeypatch):
+    njit = compiled.numba.njit
+
+    def read_only(cache=False, **options):
+        def decorate(function):
+            if cache:
+                raise RuntimeError("cannot cache function: no locator available")
+            return njit(**options)(function)
+
+        return decorate
+
+    monkeypatch.setattr(compiled.numba, "njit", read_only)
+    assert compiled.inner(lambda x: x + 1)(2) == 3
 
 
 def test_they_serve_training_on_a_cpu_only():
