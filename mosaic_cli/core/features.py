@@ -7,6 +7,7 @@ from mosaic_cli.core import kernels, leaky, ops
 from mosaic_cli.core.cache import GatedKeyState, KeyState, ValueState
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.gated import gated_average, next_average, true_average
+from mosaic_cli.core.linear import Linear
 
 
 class KeyExtractor(nn.Module):
@@ -14,7 +15,7 @@ class KeyExtractor(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
+        self.project = Linear(config.d_model, config.d_model)  # W_phi
         self.leak = nn.Parameter(torch.empty(config.num_heads))  # rho = |10 leak|
         self.normalised = config.normalised_keys
 
@@ -44,9 +45,9 @@ class GatedKeyExtractor(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
-        self.gate = nn.Linear(config.d_model, config.num_heads, bias=False)  # W_g
-        self.decay = nn.Linear(config.d_model, config.num_heads, bias=False)  # W_l
+        self.project = Linear(config.d_model, config.d_model)  # W_phi
+        self.gate = Linear(config.d_model, config.num_heads)  # W_g
+        self.decay = Linear(config.d_model, config.num_heads)  # W_l
         self.num_heads = config.num_heads
         self.normalised = config.normalised_keys
 
@@ -82,7 +83,7 @@ class LinearKeyExtractor(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_phi
+        self.project = Linear(config.d_model, config.d_model)  # W_phi
         self.num_heads = config.num_heads
         self.normalised = config.normalised_keys
 
@@ -106,7 +107,7 @@ class ValueExtractor(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.project = nn.Linear(config.d_model, config.d_model, bias=False)  # W_psi
+        self.project = Linear(config.d_model, config.d_model)  # W_psi
         if config.peek:
             self.peek = nn.Parameter(torch.empty(config.num_heads))  # gamma
         else:  # the value is the token's own, and is still stored when the next one comes

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mosaic_cli.core.linear import Linear
+
 
 class _Stateless(nn.Module):
     def make_cache(self) -> None:
@@ -14,8 +16,8 @@ class MLP(_Stateless):
 
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
-        self.project = nn.Linear(width, hidden, bias=False)
-        self.output = nn.Linear(hidden, width, bias=False)
+        self.project = Linear(width, hidden)
+        self.output = Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: None = None) -> Tensor:
@@ -28,9 +30,9 @@ class SwiGLU(_Stateless):
 
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
-        self.project = nn.Linear(width, hidden, bias=False)  # W_1
-        self.gated = nn.Linear(width, hidden, bias=False)  # W_3
-        self.output = nn.Linear(hidden, width, bias=False)  # W_2
+        self.project = Linear(width, hidden)  # W_1
+        self.gated = Linear(width, hidden)  # W_3
+        self.output = Linear(hidden, width)  # W_2
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: None = None) -> Tensor:

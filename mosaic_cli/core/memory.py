@@ -8,6 +8,7 @@ from mosaic_cli.core.cache import ContextualCache, GrowingPairs, PersistentCache
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.features import ValueExtractor, make_key_extractor
 from mosaic_cli.core.feedforward import MLP, SwiGLU
+from mosaic_cli.core.linear import Linear
 from mosaic_cli.core.windows import window_read
 
 ADAPTIVE = ("bandwidth_floor", "bandwidth_growth", "bandwidth_power")  # theta of beta_0, beta_1 and a
@@ -160,7 +161,7 @@ class ContextualMemory(PairMemory):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=False)  # W_o
+        self.output = Linear(config.d_model, config.d_model)  # W_o
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
@@ -176,7 +177,7 @@ class WindowedMemory(nn.Module):
         self.names = config.memories
         for name in self.names:
             setattr(self, name, PairMemory(config, name))
-        self.output = nn.Linear(len(self.names) * config.d_model, config.d_model, bias=False)  # W_o
+        self.output = Linear(len(self.names) * config.d_model, config.d_model)  # W_o
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: WindowedCache | None = None) -> Tensor:
@@ -209,7 +210,7 @@ class PersistentMemory(nn.Module):
         self.slot_keys = nn.Parameter(torch.empty(slots))  # P_k, not normalised
         self.slot_values = nn.Parameter(torch.empty(slots))  # P_v
         self.read = SlotRead(config)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=False)  # W_o
+        self.output = Linear(config.d_model, config.d_model)  # W_o
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: PersistentCache | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mosaic_cli.core.cache import ContextualCache, MemoryCache, PersistentCache, WindowedCache
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.initial import draw_starting_values
+from mosaic_cli.core.linear import linear
 from mosaic_cli.core.memory import make_contextual_memory, make_persistent_memory
 
 
@@ -68,7 +69,7 @@ class Mosaic(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (B, T, V) of hidden states (B, T, C)."""
-        return nn.functional.linear(hidden, self.embedding.weight)
+        return linear(hidden, self.embedding.weight)
 
     @torch.no_grad()
     def make_cache(self) -> MemoryCache:

@@ -3,12 +3,12 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mosaic_cli.core.cache import AttentionCache, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.feedforward import MLP
+from mosaic_cli.core.linear import Linear, linear
 from mosaic_cli.core.ops import attend
 from mosaic_cli.errors import UsageError
 
@@ -38,9 +38,9 @@ class CausalAttention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.num_heads = config.num_heads
-        self.project = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.project = Linear(config.d_model, 3 * config.d_model)
         self.read = CausalRead(config)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.output = Linear(config.d_model, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (B, T, V) of hidden states (B, T, C)."""
-        return F.linear(hidden, self.embedding.weight)
+        return linear(hidden, self.embedding.weight)
 
     def make_cache(self) -> AttentionCache:
         """An empty cache. It takes batch size, dtype and device from what it first stores."""

@@ -1,0 +1,38 @@
+"""Linear maps without a bias, on all threads even where there is a single row."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+WORTH_PARTS = 2**19  # weights from which on it pays, being more than a core's own cache holds
+
+
+class Linear(nn.Linear):
+    """y = W x without a bias."""
+
+    def __init__(self, width: int, outputs: int):
+        super().__init__(width, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., width) -> (..., outputs)."""
+        return linear(x, self.weight)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """W x (..., outputs) for x (..., width) and W (outputs, width).
+
+    On a CPU a product with one row, as in decoding, is bound by the reading of W, and torch does it on one thread. So
+    that all read, it is made as a batch of as many products as there are threads, each with its share of the outputs.
+    """
+    if weight.numel() < WORTH_PARTS or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return F.linear(x, weight)
+    threads = torch.get_num_threads()
+    if x.device.type != "cpu" or x.numel() != x.shape[-1] or not 1 < threads <= len(weight):
+        return F.linear(x, weight)
+    shared = len(weight) - len(weight) % threads
+    parts = weight[:shared].view(threads, -1, weight.shape[1])
+    y = torch.bmm(x.reshape(1, 1, -1).expand(threads, 1, -1), parts.mT).flatten()
+    if shared < len(weight):
+        y = torch.cat([y, F.linear(x, weight[shared:]).flatten()])
+    return y.view(*x.shape[:-1], -1)

@@ -1,0 +1,40 @@
+"""A single row in parts against torch's own product."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mosaic_cli.core import linear as module
+from mosaic_cli.core.linear import Linear, linear
+
+
+@pytest.fixture(params=[1, 2, 3])
+def _threads(request, monkeypatch):
+    monkeypatch.setattr(module, "WORTH_PARTS", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", [(7,), (1, 1, 7), (1, 5, 7), (2, 1, 7), (0, 1, 7)])
+@pytest.mark.parametrize("outputs", [1, 2, 6, 11])
+@torch.no_grad()
+def test_it_is_torch_s_product(shape, outputs):
+    x, weight = torch.randn(*shape, dtype=torch.float64), torch.randn(outputs, 7, dtype=torch.float64)
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.usefixtures("_threads")
+@torch.inference_mode()
+def test_it_computes_in_autocast_s_type():
+    x, layer = torch.randn(1, 1, 8), Linear(8, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == F.linear(x, layer.weight).dtype == torch.bfloat16
+
+
+def test_gradients_are_recorded():
+    layer = Linear(8, 6)
+    layer(torch.randn(1, 8)).sum().backward()
+    assert layer.weight.grad is not None
