@@ -125,7 +125,8 @@ def _draw_rows(panel, results: dict[str, Any], figure: dict, _: None) -> None:
         if figure["key"] in cell["published"]:
             panel.plot([cell["published"][figure["key"]]], [place], "o", markerfacecolor="white", color="0.3")
     panel.set_yticks(range(len(cells)), [plain(cell["label"] or "all") for cell in cells])
-    panel.invert_yaxis()
+    panel.set_ylim(len(cells) - 0.5, -0.5)  # the first on top, room for all, with a value or without
+    panel.locator_params(axis="x", nbins=5)
     panel.set_xlabel(f"{figure['words']} ({figure['unit']})")
 
 
