@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 WORTH_PARTS = 2**19  # weights from which on it pays, being more than a core's own cache holds
 
 
