@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gradients import assert_same, leaf
 
 from mosaic_cli.core import kernels, leaky, ops, reference
 
@@ -15,38 +16,20 @@ def _both_forms(request, monkeypatch):
         monkeypatch.setattr(kernels, "loops_serve", lambda _: False)
 
 
-def _leaf(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-
-def _gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    weights = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).view_as(output)
-    return torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
-
-
-def _assert_same(fast, slow, inputs):
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
-    for a, b in zip(_gradients(fast, inputs), _gradients(slow, inputs), strict=True):
-        if a is None or b is None:  # an input the output does not depend on
-            assert (a is None or not a.any()) and (b is None or not b.any())
-        else:
-            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
-
-
 @pytest.mark.parametrize("T", [1, 2, 7, 63, 64, 65, 130])
 def test_leaky_average_is_the_recurrence(T):
-    x, rate = _leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
+    x, rate = leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
     slow = torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2)
-    _assert_same(leaky.leaky_average(x, rate), slow, [x, rate])
+    assert_same(leaky.leaky_average(x, rate), slow, [x, rate])
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 64, 65, 130])
 @pytest.mark.usefixtures("_both_forms")
 def test_leaky_keys_are_the_loops_normalised(T):
-    x, rate = _leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
+    x, rate = leaf(2, T, H, D), torch.tensor([0.0, 0.01, 4.0], dtype=torch.float64, requires_grad=True)
     slow = torch.stack([reference.leaky_average(sequence, rate) for sequence in x]).transpose(1, 2)
     slow = slow / slow.norm(dim=-1, keepdim=True)
-    _assert_same(leaky.leaky_keys(x, rate), slow, [x, rate])
+    assert_same(leaky.leaky_keys(x, rate), slow, [x, rate])
     with torch.no_grad():
         torch.testing.assert_close(leaky.leaky_keys(x, rate), slow)
 
@@ -76,8 +59,8 @@ def test_leaky_average_of_a_very_long_sequence_levels_out():
 
 @pytest.mark.parametrize("T", [2, 9, 33])
 def test_strict_past_read_is_kernel_regression(T):
-    keys = ops.normalise(_leaf(2, H, T, D))
-    values, beta = _leaf(2, H, T - 1, D), torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
+    keys = ops.normalise(leaf(2, H, T, D))
+    values, beta = leaf(2, H, T - 1, D), torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
     keys = keys.detach().requires_grad_()
     slow = torch.stack(
         [
@@ -86,7 +69,7 @@ def test_strict_past_read_is_kernel_regression(T):
         ]
     )
     assert not slow[:, :, 0].any(), "an empty memory answers zero"
-    _assert_same(ops.strict_past_read(*ops.neighbours(keys), values, beta), slow[:, :, 1:], [keys, values, beta])
+    assert_same(ops.strict_past_read(*ops.neighbours(keys), values, beta), slow[:, :, 1:], [keys, values, beta])
 
 
 @pytest.mark.parametrize("newest", [1, 4, 12])
@@ -113,13 +96,13 @@ def test_retrieval_weights_sum_to_one():
 
 @pytest.mark.parametrize("T", [1, 5, 6, 9])
 def test_slot_read_is_kernel_regression_over_slots(T):
-    queries, keys, values = _leaf(2, H, T, D), _leaf(H, 11, D), _leaf(H, 11, D)
+    queries, keys, values = leaf(2, H, T, D), leaf(H, 11, D), leaf(H, 11, D)
     beta = torch.tensor([0.5, 7.0, 40.0], dtype=torch.float64, requires_grad=True)
     alpha = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
     slow = alpha[:, None, None] * torch.stack(
         [reference.slot_read(q.transpose(0, 1), keys, values, beta).transpose(0, 1) for q in queries]
     )
-    _assert_same(ops.slot_read(queries, keys, values, beta, alpha), slow, [queries, keys, values, beta, alpha])
+    assert_same(ops.slot_read(queries, keys, values, beta, alpha), slow, [queries, keys, values, beta, alpha])
 
 
 def test_parameters_start_where_the_paper_says():
@@ -148,10 +131,10 @@ def test_bfloat16_is_averaged_and_normalised_in_float32():
 @pytest.mark.parametrize("T", [1, 2, 9])
 @pytest.mark.usefixtures("_both_forms")
 def test_values_peek_one_step_ahead(T):
-    content = _leaf(2, H, T, D)
+    content = leaf(2, H, T, D)
     gamma, alpha = (torch.rand(H, dtype=torch.float64, requires_grad=True) for _ in range(2))
     slow = torch.stack([reference.peeked_values(c.transpose(0, 1), gamma, alpha).transpose(0, 1) for c in content])
     fast = ops.peeked_values(content, gamma, alpha)
     assert fast.shape == (2, H, T - 1, D)
     if T > 1:
-        _assert_same(fast, slow, [content, gamma, alpha])
+        assert_same(fast, slow, [content, gamma, alpha])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gradients import assert_same
 from tiny_models import tiny_model, tiny_tokens
 
 from mosaic_cli.core import ops, reference
@@ -27,19 +28,12 @@ def _loops(keys, values, delay=1, window=None):
     return torch.stack(reads).transpose(1, 2)  # (B, H, T, D)
 
 
-def _assert_same(fast, slow, inputs):
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
-    weights = torch.randn_like(slow)
-    for a, b in zip(*(torch.autograd.grad((out * weights).sum(), inputs) for out in (fast, slow)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
-
-
 @pytest.mark.parametrize("window", [1, 2, 5, 8, 40])
 @pytest.mark.parametrize("T", [2, 5, 6, 9, 17, 33])
 def test_window_read_is_kernel_regression_over_the_newest_pairs(T, window):
     keys, values = _leaves(T)
     fast = window_read(*ops.neighbours(keys), values, BETA, window)
-    _assert_same(fast, _loops(keys, values, window=window)[:, :, 1:], [keys, values])
+    assert_same(fast, _loops(keys, values, window=window)[:, :, 1:], [keys, values])
 
 
 @pytest.mark.parametrize("window", [1, 4, 5])
@@ -58,7 +52,7 @@ def test_a_delay_reads_older_pairs_only(T, delay):
     fast = ops.strict_past_read(*ops.neighbours(keys, delay), values[:, :, : T - delay], BETA)
     slow = _loops(keys, values, delay)
     assert not slow[:, :, :delay].any()
-    _assert_same(fast, slow[:, :, delay:], [keys, values])
+    assert_same(fast, slow[:, :, delay:], [keys, values])
 
 
 def test_a_window_makes_no_matrix_of_the_whole_text():

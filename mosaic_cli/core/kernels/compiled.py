@@ -13,7 +13,7 @@ prange = numba.prange
 
 def loops(function):
     """A function of arrays whose `prange` runs in parallel."""
-    return _compiled(function, parallel=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+    return _compiled(function, parallel=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 def inner(function):

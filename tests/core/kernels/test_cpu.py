@@ -2,24 +2,13 @@
 
 import pytest
 import torch
+from gradients import assert_same, leaf
 
 from mosaic_cli.core import kernels, leaky, reference
 from mosaic_cli.core.kernels import compiled, cpu
 
 H, D = 3, 5
 LENGTHS = [1, 2, 7, 64, 65, 130]
-
-
-def _leaf(*shape, scale=1.0):
-    return (scale * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
-
-
-def _assert_same(fast, slow, inputs):
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
-    direction = torch.linspace(-1, 2, slow.numel(), dtype=torch.float64).view_as(slow)
-    gradients = (torch.autograd.grad((y * direction).sum(), inputs) for y in (fast, slow))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
 def _gated_keys(x, log_gate, rate):
@@ -31,8 +20,8 @@ def _gated_keys(x, log_gate, rate):
 @pytest.mark.parametrize("T", LENGTHS)
 @pytest.mark.parametrize("scale", [1.0, 20.0], ids=["moderate", "wide"])
 def test_gated_keys_are_the_loop_normalised(T, scale):
-    inputs = [_leaf(2, T, H, D), _leaf(2, T, H, scale=scale), (scale * torch.rand(2, T, H).double()).requires_grad_()]
-    _assert_same(cpu.keys(*inputs), _gated_keys(*inputs), inputs)
+    inputs = [leaf(2, T, H, D), leaf(2, T, H, scale=scale), (scale * torch.rand(2, T, H).double()).requires_grad_()]
+    assert_same(cpu.keys(*inputs), _gated_keys(*inputs), inputs)
 
 
 def test_gates_beyond_what_a_float_holds_do_not_overflow():

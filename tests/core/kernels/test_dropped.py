@@ -2,24 +2,13 @@
 
 import pytest
 import torch
+from gradients import assert_same, leaf
 
 from mosaic_cli.core import ops
 from mosaic_cli.core.kernels import dropped
 from mosaic_cli.core.kernels.compiled import run
 
 H, D = 3, 5
-
-
-def _leaf(*shape, scale=1.0):
-    return (scale * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
-
-
-def _assert_same(fast, slow, inputs):
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
-    direction = torch.linspace(-1, 2, slow.numel(), dtype=torch.float64).view_as(slow)
-    gradients = (torch.autograd.grad((y * direction).sum(), inputs) for y in (fast, slow))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
 MASKS = [{}, {"is_causal": True}, {"attn_mask": torch.ones(130, 130, dtype=torch.bool).tril().triu(-9)}]
@@ -32,20 +21,20 @@ def _dropping(inputs, dropout, seed=0, **mask):
 
 @pytest.mark.parametrize("mask", MASKS, ids=["all", "causal", "masked"])
 def test_attention_that_drops_nothing_is_the_fused_one(mask):
-    inputs = [_leaf(2, H, 130, D) for _ in range(3)]
-    _assert_same(_dropping(inputs, 1e-12, **mask), ops.attend(*inputs, 0.0, **mask), inputs)
+    inputs = [leaf(2, H, 130, D) for _ in range(3)]
+    assert_same(_dropping(inputs, 1e-12, **mask), ops.attend(*inputs, 0.0, **mask), inputs)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=["all", "causal", "masked"])
 def test_attention_has_the_gradients_of_the_weights_it_kept(mask):
-    queries, keys, values = inputs = [_leaf(2, H, 130, D) for _ in range(3)]
+    queries, keys, values = inputs = [leaf(2, H, 130, D) for _ in range(3)]
     ones = torch.eye(130, dtype=torch.float64).expand(2, H, 130, 130)
     kept = _dropping([queries, keys, ones], 0.2, **mask).detach()  # reading the unit vectors shows the weights
-    seen = torch.zeros(130, 130)
-    allowed = mask.get("attn_mask", torch.ones(130, 130, dtype=torch.bool).tril() if mask else seen == 0)
+    everything = torch.ones(130, 130, dtype=torch.bool)
+    allowed = mask.get("attn_mask", everything.tril() if mask else everything)
     weights = (queries @ keys.mT).masked_fill(~allowed, -torch.inf).softmax(-1)
     slow = weights * (kept > 0) / 0.8 @ values
-    _assert_same(_dropping(inputs, 0.2, **mask), slow, inputs)
+    assert_same(_dropping(inputs, 0.2, **mask), slow, inputs)
 
 
 @pytest.mark.parametrize("dropout", [0.05, 0.5])
