@@ -57,8 +57,7 @@ class GatedKeyExtractor(nn.Module):
         if state is None and self.normalised and kernels.loops_serve(x):
             from mosaic_cli.core.kernels import cpu
 
-            dtype = torch.promote_types(terms[0].dtype, torch.float32)
-            return cpu.keys(*(term.to(dtype) for term in terms))
+            return cpu.keys(*(ops.wide(term) for term in terms))
         if state is None:
             average, scale = gated_average(*terms)
         elif x.shape[1] == 1 and state.average is not None:
@@ -123,10 +122,11 @@ class ValueExtractor(nn.Module):
         content = self.project(x).view(*x.shape[:2], len(self.peek), -1).transpose(1, 2)  # (B, H, T, D)
         if state is None:
             return ops.peeked_values(content, self.peek, self.alpha()).to(content.dtype)
-        newest = content[:, :, -1:]
-        if state.pending is not None:
-            content = torch.cat([state.pending, content], dim=2)
-        state.pending = newest
+        pending, state.pending = state.pending, content[:, :, -1:]
+        if pending is not None and x.shape[1] == 1:  # decoding: one value and nothing to join
+            return ops.peeked_value(pending, content, self.peek, state.alpha).to(content.dtype)
+        if pending is not None:
+            content = torch.cat([pending, content], dim=2)
         return ops.peeked_values(content, self.peek, state.alpha).to(content.dtype)
 
     def make_state(self) -> ValueState:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mosaic_cli.core.ops import wide
+
 GATED_CHUNK = 64  # tokens averaged by one dense matrix of weights
 
 
@@ -50,7 +52,7 @@ def gated_average(
 
 def _in_chunks(tensor: Tensor, n: int, chunk: int) -> Tensor:
     """(B, T, H) or (B, T, H, D) -> (B, H, n, chunk, 1 or D), zeros behind the last token."""
-    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    tensor = wide(tensor)
     tensor = tensor[..., None] if tensor.dim() == 3 else tensor
     tensor = F.pad(tensor, (0, 0, 0, 0, 0, n * chunk - tensor.shape[1]))
     return tensor.unflatten(1, (n, chunk)).permute(0, 3, 1, 2, 4)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mosaic_cli.core import kernels
-from mosaic_cli.core.ops import lengths
+from mosaic_cli.core.ops import lengths, wide
 
 LEAKY_CHUNK = 64  # tokens averaged by one dense decay matrix: measured fastest of 32, 64 and T on a CPU
 
@@ -32,13 +32,13 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None, reverse:
     B, T, H, D = x.shape
     chunk = min(T, LEAKY_CHUNK)
     n = -(-T // chunk)  # chunks
-    dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        rate, x = rate.to(dtype), x.to(dtype)
+        x = wide(x)
+        rate = rate.to(x.dtype)
         if n * chunk > T:
             x = F.pad(x, (0, 0, 0, 0, 0, n * chunk - T))
         x = x.reshape(B, n, chunk, H, D)
-        steps = torch.arange(chunk, device=x.device, dtype=dtype)
+        steps = torch.arange(chunk, device=x.device, dtype=x.dtype)
         decay = torch.exp(-rate.view(-1, 1, 1) * (steps[:, None] - steps).clamp_(min=0)).tril()  # (H, chunk, chunk)
         average = _from_columns(torch.bmm(decay.mT if reverse else decay, _to_columns(x)), x.shape)
         if n > 1 or state is not None:
@@ -79,7 +79,7 @@ def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
         return _LeakyKeys.apply(x, rate)
     from mosaic_cli.core.kernels import cpu
 
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = wide(x)
     rate = rate.to(x.dtype).expand(x.shape[:3])
     return cpu.keys(x, torch.zeros_like(rate[0, 0]).expand(rate.shape), rate)
 

@@ -61,6 +61,8 @@ class PairRead(_Kernel):
         """Inverse bandwidths for the newest queries: (H,), or (H, T) where they grow with the pairs that each reads."""
         if not self.adaptive:
             return scalars[0]
+        if num_queries == 1:
+            return ops.adaptive_bandwidth(*scalars, num_pairs if self.window is None else min(num_pairs, self.window))
         seen = torch.arange(num_pairs - num_queries + 1, num_pairs + 1, device=scalars[0].device)
         return ops.adaptive_bandwidth(*scalars, seen.clamp(1, self.window))
 
@@ -91,7 +93,7 @@ class SlotRead(_Kernel):
         """beta and alpha (H,)."""
         beta, *growth = self.bandwidths()
         if growth:  # the number of slots does not change
-            beta = ops.adaptive_bandwidth(beta, *growth, torch.tensor([self.num_slots], device=beta.device))[:, 0]
+            beta = ops.adaptive_bandwidth(beta, *growth, self.num_slots)
         return beta, ops.value_scale(self.scale)
 
 
@@ -136,11 +138,11 @@ class PairMemory(nn.Module):
     def _continue(self, x: Tensor, cache: ContextualCache) -> Tensor:
         """Reads (B, H, T or less, D) of x (B, T, C), the newest; its pairs but the last are stored."""
         keys, values = self.keys(x, cache.keys), self.values(x, cache.values)
-        queries, stored_keys = ops.neighbours(keys)
-        if cache.pending_key is not None:
-            queries = keys
-            stored_keys = torch.cat([cache.pending_key, stored_keys], dim=2)
-        cache.pending_key = keys[:, :, -1:]
+        pending, cache.pending_key = cache.pending_key, keys[:, :, -1:]
+        if pending is not None and x.shape[1] == 1:  # decoding: nothing to join
+            queries, stored_keys = keys, pending
+        else:
+            queries, stored_keys = ops.neighbours(keys if pending is None else torch.cat([pending, keys], dim=2))
         pairs = cache.pairs.append(stored_keys.to(values.dtype), values)
         if self.delay > 1:
             old = max(0, cache.pairs.length - self.delay + 1)  # pairs that the newest query may read

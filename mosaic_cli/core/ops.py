@@ -40,14 +40,22 @@ def bandwidth_growth(floor: Tensor, growth: Tensor, power: Tensor) -> tuple[Tens
     return torch.exp(floor.clamp(max=10)), torch.exp(growth.clamp(max=10)), power.abs().clamp(max=1)
 
 
-def adaptive_bandwidth(beta_0: Tensor, beta_1: Tensor, a: Tensor, pairs: Tensor) -> Tensor:
-    """beta = beta_1 n^a + beta_0 (H, T) for memories of n >= 1 pairs (T,): sharper as they fill (v2)."""
+def adaptive_bandwidth(beta_0: Tensor, beta_1: Tensor, a: Tensor, pairs: Tensor | int) -> Tensor:
+    """beta = beta_1 n^a + beta_0 for memories of n >= 1 pairs, sharper as they fill: (H, T) for n (T,), (H,) for one
+    number (v2)."""
+    if isinstance(pairs, int):
+        return torch.addcmul(beta_0, beta_1, pairs**a)
     return torch.addcmul(beta_0[:, None], beta_1[:, None], pairs.to(a.dtype) ** a[:, None])
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or better. (torch.promote_types says the same, in the time of two small operations.)"""
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def normalise(x: Tensor) -> Tensor:
     """x / |x| over the last dimension, in float32 or better; a zero vector stays zero."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = wide(x)
     return x / lengths(x)
 
 
@@ -95,17 +103,21 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     Returns:
         (B, H, T - 1, D).
     """
-    dtype = torch.promote_types(content.dtype, torch.float32)
-    content, gamma, alpha = content.to(dtype), gamma.to(dtype), alpha.to(dtype)
+    content = wide(content)
+    gamma, alpha = gamma.to(content.dtype), alpha.to(content.dtype)
     if kernels.loops_serve(content):
         from mosaic_cli.core.kernels import cpu
 
         return cpu.values(content.transpose(1, 2), gamma, alpha)
-    gamma, alpha = gamma.view(-1, 1, 1), alpha.view(-1, 1, 1)
     if _records_eagerly():
-        return _PeekedValues.apply(content, gamma, alpha)
-    mixed = torch.lerp(content[:, :, 1:], content[:, :, :-1], gamma)
-    return mixed * (alpha / lengths(mixed))
+        return _PeekedValues.apply(content, gamma.view(-1, 1, 1), alpha.view(-1, 1, 1))
+    return peeked_value(content[:, :, :-1], content[:, :, 1:], gamma, alpha)
+
+
+def peeked_value(now: Tensor, ahead: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
+    """The same for c_t and c_{t+1} (B, H, T, D) each by itself: (B, H, T, D)."""
+    mixed = torch.lerp(wide(ahead), wide(now), gamma.view(-1, 1, 1))
+    return mixed * (alpha.view(-1, 1, 1) / lengths(mixed))
 
 
 class _PeekedValues(torch.autograd.Function):
