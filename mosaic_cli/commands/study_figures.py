@@ -74,7 +74,8 @@ def _draw_figures(plt, results: dict[str, Any]):
     for panel in list(axes.flat)[len(figures) :]:
         panel.set_visible(False)
     seeds = len(results["study"]["seeds"])
-    figure.suptitle(plain(f"{results['name']}: mean of {seeds} seeds, 95 % interval"), fontsize="medium")
+    means = "one seed" if seeds == 1 else f"mean of {seeds} seeds, 95 % interval"
+    figure.suptitle(plain(f"{results['name']}: {means}"), fontsize="medium")
     _legend(figure, axes)
     return figure
 

@@ -225,9 +225,10 @@ def _product(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _word(key: str, value: Any) -> str:
-    """One setting in the name of a run: `mosaic`, `l2`, `lr0.002`, `dropout0.1`, `init-paper`."""
+    """One setting in the name of a run: `gated-keys`, `mosaic`, `l2`, `lr0.002`, `dropout0.1`, `init-paper`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = re.sub(r"[^A-Za-z0-9._-]+", "", f"{value:g}" if isinstance(value, float) else str(value))
+    text = f"{value:g}" if isinstance(value, float) else "-".join(str(value).split())
+    text = re.sub(r"[^A-Za-z0-9._-]+", "", text)
     if key in (KIND, "variant"):
         return text
     return SHORT.get(key, key.rpartition(".")[2] + ("" if is_number else "-")) + text
