@@ -103,21 +103,23 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     Returns:
         (B, H, T - 1, D).
     """
+    if not _records_eagerly():
+        return peeked_value(content[:, :, :-1], content[:, :, 1:], gamma, alpha)
     content = wide(content)
     gamma, alpha = gamma.to(content.dtype), alpha.to(content.dtype)
     if kernels.loops_serve(content):
         from mosaic_cli.core.kernels import cpu
 
         return cpu.values(content.transpose(1, 2), gamma, alpha)
-    if _records_eagerly():
-        return _PeekedValues.apply(content, gamma.view(-1, 1, 1), alpha.view(-1, 1, 1))
-    return peeked_value(content[:, :, :-1], content[:, :, 1:], gamma, alpha)
+    return _PeekedValues.apply(content, gamma.view(-1, 1, 1), alpha.view(-1, 1, 1))
 
 
 def peeked_value(now: Tensor, ahead: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     """The same for c_t and c_{t+1} (B, H, T, D) each by itself: (B, H, T, D)."""
-    mixed = torch.lerp(wide(ahead), wide(now), gamma.view(-1, 1, 1))
-    return mixed * (alpha.view(-1, 1, 1) / lengths(mixed))
+    now, ahead = wide(now), wide(ahead)
+    gamma, alpha = gamma.to(now.dtype).view(-1, 1, 1), alpha.to(now.dtype).view(-1, 1, 1)
+    mixed = torch.lerp(ahead, now, gamma)
+    return mixed * (alpha / lengths(mixed))
 
 
 class _PeekedValues(torch.autograd.Function):

@@ -52,3 +52,17 @@ def test_a_copy_of_an_empty_cache_is_empty(kind):
     together = _go_on(model, model.make_cache().repeat(2), *texts)
     for row, text in zip(together, texts, strict=True):
         torch.testing.assert_close(row, _go_on(model, model.make_cache(), text)[0], rtol=0, atol=2e-6)
+
+
+V2 = {"preset": "v2", "short_window": 4, "long_delay": 2, "max_long_delay": 4}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
+def test_weights_of_half_precision_decode_a_token_at_a_time(kind, changes, dtype):
+    model, text = tiny_model(kind, **changes).to(dtype), tiny_tokens(20)
+    with torch.no_grad():
+        whole = model(torch.tensor([text]))
+    decoded = _go_on(model, _after(model, []), text)
+    assert decoded.dtype == dtype
+    torch.testing.assert_close(decoded, whole, rtol=0, atol=0.05 * whole.abs().max().item())
