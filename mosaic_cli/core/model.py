@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mosaic_cli.core import ops
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.loss import ChunkedLoss, chunk_tokens, chunks_pay
 from mosaic_cli.core.mosaic import Mosaic
@@ -38,7 +39,7 @@ def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") ->
     A target of -100 does not count and costs 0. `reduction` is `mean` over those that count, `sum`, or `none` for the
     loss of each token (B, T).
     """
-    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    wide = ops.wide(logits.flatten(0, 1))
     loss = F.cross_entropy(wide, targets.flatten(), reduction=reduction)
     return loss.view_as(targets) if reduction == "none" else loss
 
