@@ -112,7 +112,7 @@ class KeyState:
     """What a key extractor carries from token to token: lambda (H, 1, 1), which stays, and the leaky average."""
 
     decay: Tensor
-    average: Tensor | None = None  # (B, H, D)
+    average: Tensor | None = None  # (B, H, 1, D)
 
     def repeat(self, count: int) -> "KeyState":
         """The same for each of `count` texts."""
@@ -121,20 +121,21 @@ class KeyState:
 
 @dataclass
 class GatedKeyState:
-    """What a gated key extractor carries on: the average and the scale taken out of it, see `gated.gated_average`."""
+    """What a gated key extractor carries on: its newest average (B, H, 1, D) and the scale taken out of it
+    (B, H, 1, 1), see `gated.gated_average`."""
 
-    average: Tensor | None = None  # (B, H, D)
-    scale: Tensor | None = None  # (B, H)
+    newest: tuple[Tensor, Tensor] | None = None
 
     def repeat(self, count: int) -> "GatedKeyState":
         """The same for each of `count` texts."""
-        return GatedKeyState(_repeat(self.average, count), _repeat(self.scale, count))
+        return GatedKeyState(self.newest and tuple(_repeat(tensor, count) for tensor in self.newest))
 
 
 @dataclass
 class ValueState:
-    """What a value extractor carries on: alpha (H,), which stays, and the content of the newest token."""
+    """What a value extractor carries on: gamma and alpha (H, 1, 1), which stay, and the content of the newest token."""
 
+    gamma: Tensor
     alpha: Tensor
     pending: Tensor | None = None  # (B, H, 1, D)
 

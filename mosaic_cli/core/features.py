@@ -17,6 +17,7 @@ class KeyExtractor(nn.Module):
         super().__init__()
         self.project = Linear(config.d_model, config.d_model)  # W_phi
         self.leak = nn.Parameter(torch.empty(config.num_heads))  # rho = |10 leak|
+        self.num_heads = config.num_heads
         self.normalised = config.normalised_keys
 
     def forward(self, x: Tensor, state: KeyState | None = None) -> Tensor:
@@ -24,15 +25,18 @@ class KeyExtractor(nn.Module):
 
         With a state, x continues what the state has seen.
         """
-        projected = self.project(x).view(*x.shape[:2], len(self.leak), -1)  # (B, T, H, D)
+        projected = self.project(x)  # (B, T, C)
+        if state is not None and state.average is not None and x.shape[1] == 1:  # decoding: one multiply-add
+            averages = ops.split_heads(projected, self.num_heads)
+            averages = state.average = torch.addcmul(averages, state.decay, state.average)
+            return ops.normalise(averages) if self.normalised else averages
+        projected = projected.view(*x.shape[:2], self.num_heads, -1)  # (B, T, H, D)
         if state is None:
             average = leaky.leaky_keys if self.normalised else leaky.leaky_average
             return average(projected, ops.leak_rate(self.leak))
-        if x.shape[1] == 1 and state.average is not None:  # decoding: one multiply-add
-            averages = torch.addcmul(projected.transpose(1, 2), state.decay, state.average[:, :, None])
-        else:
-            averages = leaky.leaky_average(projected, ops.leak_rate(self.leak), state.average)
-        state.average = averages[:, :, -1]
+        before = None if state.average is None else state.average[:, :, 0]
+        averages = leaky.leaky_average(projected, ops.leak_rate(self.leak), before)
+        state.average = averages[:, :, -1:]
         return ops.normalise(averages) if self.normalised else averages
 
     def make_state(self) -> KeyState:
@@ -53,24 +57,27 @@ class GatedKeyExtractor(nn.Module):
 
     def forward(self, x: Tensor, state: GatedKeyState | None = None) -> Tensor:
         """Keys (B, H, T, D) for x (B, T, C). With a state, x continues what the state has seen."""
-        terms = self.terms(x)
         if state is None and self.normalised and kernels.loops_serve(x):
             from mosaic_cli.core.kernels import cpu
 
-            return cpu.keys(*(ops.wide(term) for term in terms))
-        if state is None:
-            average, scale = gated_average(*terms)
-        elif x.shape[1] == 1 and state.average is not None:
-            average, scale = next_average(*terms, (state.average, state.scale))
+            return cpu.keys(*(ops.wide(term) for term in self.terms(x)))
+        before = None if state is None else state.newest
+        if before is not None and x.shape[1] == 1:  # decoding
+            average, scale = next_average(*self._terms_of_one(x), before)
         else:
-            average, scale = gated_average(*terms, None if state.average is None else (state.average, state.scale))
+            average, scale = gated_average(*self.terms(x), before)
         if state is not None:
-            state.average, state.scale = average[:, :, -1], scale[:, :, -1]
+            state.newest = ops.newest(average), ops.newest(scale)
         return ops.normalise(average) if self.normalised else true_average(average, scale)
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W_phi x (B, T, H, D), the logarithm of the gates and the rates of decay (B, T, H)."""
         return self.project(x).unflatten(-1, (self.num_heads, -1)), self.gate(x), self.decay(x).abs()
+
+    def _terms_of_one(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of one token, each with the dimensions of keys: (B, H, 1, D) and (B, H, 1, 1)."""
+        terms = self.project(x), self.gate(x), self.decay(x).abs()
+        return tuple(ops.split_heads(term, self.num_heads) for term in terms)
 
     def make_state(self) -> GatedKeyState:
         """The state before the first token."""
@@ -88,7 +95,7 @@ class LinearKeyExtractor(nn.Module):
 
     def forward(self, x: Tensor, state: None = None) -> Tensor:
         """Keys (B, H, T, D) for x (B, T, C)."""
-        keys = self.project(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        keys = ops.split_heads(self.project(x), self.num_heads)
         return ops.normalise(keys) if self.normalised else keys
 
     def make_state(self) -> None:
@@ -107,6 +114,7 @@ class ValueExtractor(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.project = Linear(config.d_model, config.d_model)  # W_psi
+        self.num_heads = config.num_heads
         if config.peek:
             self.peek = nn.Parameter(torch.empty(config.num_heads))  # gamma
         else:  # the value is the token's own, and is still stored when the next one comes
@@ -119,19 +127,17 @@ class ValueExtractor(nn.Module):
 
         With a state, x continues what the state has seen, and the value that waited for x is the first: (B, H, T, D).
         """
-        content = self.project(x).view(*x.shape[:2], len(self.peek), -1).transpose(1, 2)  # (B, H, T, D)
+        content = ops.split_heads(self.project(x), self.num_heads)  # (B, H, T, D)
         if state is None:
             return ops.peeked_values(content, self.peek, self.alpha()).to(content.dtype)
-        pending, state.pending = state.pending, content[:, :, -1:]
-        if pending is not None and x.shape[1] == 1:  # decoding: one value and nothing to join
-            return ops.peeked_value(pending, content, self.peek, state.alpha).to(content.dtype)
-        if pending is not None:
-            content = torch.cat([pending, content], dim=2)
-        return ops.peeked_values(content, self.peek, state.alpha).to(content.dtype)
+        now, ahead = ops.after_pending(state.pending, content)
+        state.pending = ops.newest(content)
+        return ops.peeked_value(now, ahead, state.gamma, state.alpha).to(content.dtype)
 
     def make_state(self) -> ValueState:
         """The state before the first token."""
-        return ValueState(alpha=self.alpha())
+        gamma, alpha = (ops.wide(scalar).view(-1, 1, 1) for scalar in (self.peek, self.alpha()))
+        return ValueState(gamma, alpha)
 
     def alpha(self) -> Tensor:
         """The length of values (H,)."""

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mosaic_cli.core.linear import Linear
+from mosaic_cli.core.linear import Linear, Output
 
 
 class _Stateless(nn.Module):
@@ -17,12 +17,11 @@ class MLP(_Stateless):
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
         self.project = Linear(width, hidden)
-        self.output = Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.output = Output(hidden, width, dropout)
 
     def forward(self, x: Tensor, cache: None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        return self.dropout(self.output(F.gelu(self.project(x))))
+        return self.output(F.gelu(self.project(x)))
 
 
 class SwiGLU(_Stateless):
@@ -32,9 +31,8 @@ class SwiGLU(_Stateless):
         super().__init__()
         self.project = Linear(width, hidden)  # W_1
         self.gated = Linear(width, hidden)  # W_3
-        self.output = Linear(hidden, width)  # W_2
-        self.dropout = nn.Dropout(dropout)
+        self.output = Output(hidden, width, dropout)  # W_2
 
     def forward(self, x: Tensor, cache: None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        return self.dropout(self.output(F.silu(self.project(x)) * self.gated(x)))
+        return self.output(F.silu(self.project(x)) * self.gated(x))

@@ -26,10 +26,10 @@ def gated_average(
     Args:
         x: (B, T, H, D).
         log_gate, rate: (B, T, H), rates not negative.
-        state: average (B, H, D) and scale (B, H) before the first token; None means zero.
+        state: average (B, H, 1, D) and scale (B, H, 1, 1) before the first token; None means zero.
 
     Returns:
-        Averages (B, H, T, D) and their scales (B, H, T); the last ones are the state to go on with.
+        Averages (B, H, T, D) and their scales (B, H, T, 1); the last ones are the state to go on with.
     """
     T = x.shape[1]
     chunk = min(T, GATED_CHUNK)
@@ -47,7 +47,7 @@ def gated_average(
             average = average * torch.exp(scale - total)[..., None]
             average = average + torch.exp(carried - total)[..., None] * carry[..., None, :]
             scale = total
-        return average.flatten(2, 3)[:, :, :T], scale.flatten(2, 3)[:, :, :T]
+        return average.flatten(2, 3)[:, :, :T], scale.flatten(2, 3)[:, :, :T, None]
 
 
 def _in_chunks(tensor: Tensor, n: int, chunk: int) -> Tensor:
@@ -77,24 +77,32 @@ def _carry_into_chunks(
     if state is None:
         first, first_scale = torch.zeros_like(ends[:, :, :1]), torch.full_like(scales[:, :, :1], -torch.inf)
     else:
-        first, first_scale = (tensor.to(ends.dtype).unsqueeze(2) for tensor in state)
+        first, first_scale = state[0].to(ends.dtype), state[1][..., 0].to(ends.dtype)
     if ends.shape[2] == 1:
         return first, first_scale
     others = (tensor[:, :, :-1].transpose(1, 2) for tensor in (ends, scales, rate))
     carry, scale = gated_average(*others, state)
-    return torch.cat([first, carry], dim=2), torch.cat([first_scale, scale], dim=2)
+    return torch.cat([first, carry], dim=2), torch.cat([first_scale, scale[..., 0]], dim=2)
 
 
 def next_average(x: Tensor, log_gate: Tensor, rate: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The same for one more token: x (B, 1, H, D) -> (B, H, 1, D) and (B, H, 1), in constant time and memory."""
+    """The same for one more token, in constant time and memory.
+
+    Args:
+        x: (B, H, 1, D).
+        log_gate, rate: (B, H, 1, 1).
+        state: average (B, H, 1, D) and scale (B, H, 1, 1) before the token.
+
+    Returns:
+        The average and its scale, which are the state to go on with.
+    """
     average, before = state
-    log_gate, kept = log_gate[:, 0].to(before.dtype), before - rate[:, 0]
-    scale = torch.maximum(log_gate, kept)
-    added = torch.exp(log_gate - scale)[..., None] * x[:, 0]
-    average = torch.addcmul(added, torch.exp(kept - scale)[..., None], average)
-    return average[:, :, None], scale[:, :, None]
+    kept = before - rate
+    scale = torch.maximum(log_gate.to(before.dtype), kept)
+    added = torch.exp(log_gate - scale) * x
+    return torch.addcmul(added, torch.exp(kept - scale), average), scale
 
 
 def true_average(average: Tensor, scale: Tensor) -> Tensor:
     """The average with its factor, exp(scale) * average; infinite where that is beyond what a float holds."""
-    return average * torch.exp(scale)[..., None]
+    return average * torch.exp(scale)

@@ -18,6 +18,19 @@ class Linear(nn.Linear):
         return linear(x, self.weight)
 
 
+class Output(Linear):
+    """W_o, with dropout behind it while training: what is written into the residual stream."""
+
+    def __init__(self, width: int, outputs: int, dropout: float):
+        super().__init__(width, outputs)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., width) -> (..., outputs)."""
+        y = linear(x, self.weight)
+        return F.dropout(y, self.dropout) if self.training and self.dropout else y
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """W x (..., outputs) for x (..., width) and W (outputs, width).
 

@@ -8,7 +8,7 @@ from mosaic_cli.core.cache import ContextualCache, GrowingPairs, PersistentCache
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.features import ValueExtractor, make_key_extractor
 from mosaic_cli.core.feedforward import MLP, SwiGLU
-from mosaic_cli.core.linear import Linear
+from mosaic_cli.core.linear import Output
 from mosaic_cli.core.windows import window_read
 
 ADAPTIVE = ("bandwidth_floor", "bandwidth_growth", "bandwidth_power")  # theta of beta_0, beta_1 and a
@@ -118,7 +118,7 @@ class PairMemory(nn.Module):
     def recall(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
         """Reads (B, T, C) for x (B, T, C), zero where the memory is empty. With a cache, x goes on from what it has."""
         reads = self._begin(x) if cache is None else self._continue(x, cache)
-        reads = reads.transpose(1, 2).flatten(2)  # (B, T or less, C)
+        reads = ops.join_heads(reads)  # (B, T or less, C)
         empty = x.shape[1] - reads.shape[1]
         if empty:  # y_0 = 0: the first tokens of all ask an empty memory
             reads = torch.cat([torch.zeros_like(x[:, :empty], dtype=reads.dtype), reads], dim=1)
@@ -138,18 +138,16 @@ class PairMemory(nn.Module):
     def _continue(self, x: Tensor, cache: ContextualCache) -> Tensor:
         """Reads (B, H, T or less, D) of x (B, T, C), the newest; its pairs but the last are stored."""
         keys, values = self.keys(x, cache.keys), self.values(x, cache.values)
-        pending, cache.pending_key = cache.pending_key, keys[:, :, -1:]
-        if pending is not None and x.shape[1] == 1:  # decoding: nothing to join
-            queries, stored_keys = keys, pending
-        else:
-            queries, stored_keys = ops.neighbours(keys if pending is None else torch.cat([pending, keys], dim=2))
+        stored_keys, queries = ops.after_pending(cache.pending_key, keys)
+        cache.pending_key = ops.newest(keys)
         pairs = cache.pairs.append(stored_keys.to(values.dtype), values)
         if self.delay > 1:
             old = max(0, cache.pairs.length - self.delay + 1)  # pairs that the newest query may read
             pairs = [tensor[:, :, :old] for tensor in pairs]
-            queries = queries[:, :, max(0, queries.shape[2] - old) :]
             if not old:
-                return queries.to(values.dtype)
+                return values[:, :, :0]
+            if old < queries.shape[2]:
+                queries = queries[:, :, -old:]
         return self.read(queries, *pairs, *cache.scalars)
 
     def make_cache(self) -> ContextualCache:
@@ -163,12 +161,11 @@ class ContextualMemory(PairMemory):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.output = Linear(config.d_model, config.d_model)  # W_o
-        self.dropout = nn.Dropout(config.dropout)
+        self.output = Output(config.d_model, config.d_model, config.dropout)  # W_o
 
     def forward(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
-        return self.dropout(self.output(self.recall(x, cache)))
+        return self.output(self.recall(x, cache))
 
 
 class WindowedMemory(nn.Module):
@@ -179,14 +176,13 @@ class WindowedMemory(nn.Module):
         self.names = config.memories
         for name in self.names:
             setattr(self, name, PairMemory(config, name))
-        self.output = Linear(len(self.names) * config.d_model, config.d_model)  # W_o
-        self.dropout = nn.Dropout(config.dropout)
+        self.output = Output(len(self.names) * config.d_model, config.d_model, config.dropout)  # W_o
 
     def forward(self, x: Tensor, cache: WindowedCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
         caches = cache.memories if cache else [None] * len(self.names)
         reads = [memory.recall(x, own) for memory, own in zip(self.memories(), caches, strict=True)]
-        return self.dropout(self.output(torch.cat(reads, dim=-1)))
+        return self.output(torch.cat(reads, dim=-1))
 
     def memories(self) -> list[PairMemory]:
         """The memories, in the order in which W_o takes their heads."""
@@ -212,14 +208,13 @@ class PersistentMemory(nn.Module):
         self.slot_keys = nn.Parameter(torch.empty(slots))  # P_k, not normalised
         self.slot_values = nn.Parameter(torch.empty(slots))  # P_v
         self.read = SlotRead(config)
-        self.output = Linear(config.d_model, config.d_model)  # W_o
-        self.dropout = nn.Dropout(config.dropout)
+        self.output = Output(config.d_model, config.d_model, config.dropout)  # W_o
 
     def forward(self, x: Tensor, cache: PersistentCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). With a cache, x continues what the cache has seen."""
         keys = self.keys(x, cache.keys if cache else None)  # (B, H, T, D)
         reads = self.read(keys, self.slot_keys, self.slot_values, *(cache.scalars if cache else ()))
-        return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
+        return self.output(ops.join_heads(reads))
 
     def make_cache(self) -> PersistentCache:
         """The state before the first token."""

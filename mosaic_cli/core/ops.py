@@ -44,13 +44,24 @@ def adaptive_bandwidth(beta_0: Tensor, beta_1: Tensor, a: Tensor, pairs: Tensor 
     """beta = beta_1 n^a + beta_0 for memories of n >= 1 pairs, sharper as they fill: (H, T) for n (T,), (H,) for one
     number (v2)."""
     if isinstance(pairs, int):
-        return torch.addcmul(beta_0, beta_1, pairs**a)
+        return torch.addcmul(beta_0, beta_1, torch.pow(pairs, a))
     return torch.addcmul(beta_0[:, None], beta_1[:, None], pairs.to(a.dtype) ** a[:, None])
 
 
 def wide(x: Tensor) -> Tensor:
     """x in float32 or better. (torch.promote_types says the same, in the time of two small operations.)"""
     return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, T, C) -> (B, H, T, D): each head has its share of the width."""
+    B, T, _ = x.shape
+    return x.view(B, num_heads, 1, -1) if T == 1 else x.view(B, T, num_heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, H, T, D) -> (B, T, C): the heads side by side."""
+    return x.reshape(len(x), 1, -1) if x.shape[2] == 1 else x.transpose(1, 2).flatten(2)
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -67,6 +78,21 @@ def lengths(x: Tensor) -> Tensor:
 def neighbours(x: Tensor, delay: int = 1) -> tuple[Tensor, Tensor]:
     """x_d .. x_{T-1} and x_0 .. x_{T-1-d} of x (B, H, T, D), as views; d is the delay, less than T."""
     return _Neighbours.apply(x, delay) if _records_eagerly() else (x[:, :, delay:], x[:, :, :-delay])
+
+
+def after_pending(pending: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x_0 .. x_{T-2} and x_1 .. x_{T-1} of x (B, H, T, D), or with what waited before it: pending, x_0 .. and all of x.
+
+    A single token, as in decoding, takes no operation.
+    """
+    if pending is None:
+        return x[:, :, :-1], x[:, :, 1:]
+    return (pending if x.shape[2] == 1 else torch.cat([pending, x[:, :, :-1]], dim=2)), x
+
+
+def newest(x: Tensor) -> Tensor:
+    """The last of T (B, H, 1, D)."""
+    return x if x.shape[2] == 1 else x[:, :, -1:]
 
 
 def _records_eagerly() -> bool:
@@ -103,22 +129,20 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     Returns:
         (B, H, T - 1, D).
     """
-    if not _records_eagerly():
-        return peeked_value(content[:, :, :-1], content[:, :, 1:], gamma, alpha)
-    content = wide(content)
-    gamma, alpha = gamma.to(content.dtype), alpha.to(content.dtype)
+    content, gamma, alpha = wide(content), wide(gamma), wide(alpha)
     if kernels.loops_serve(content):
         from mosaic_cli.core.kernels import cpu
 
         return cpu.values(content.transpose(1, 2), gamma, alpha)
-    return _PeekedValues.apply(content, gamma.view(-1, 1, 1), alpha.view(-1, 1, 1))
+    gamma, alpha = gamma.view(-1, 1, 1), alpha.view(-1, 1, 1)
+    if _records_eagerly():
+        return _PeekedValues.apply(content, gamma, alpha)
+    return peeked_value(content[:, :, :-1], content[:, :, 1:], gamma, alpha)
 
 
 def peeked_value(now: Tensor, ahead: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
-    """The same for c_t and c_{t+1} (B, H, T, D) each by itself: (B, H, T, D)."""
-    now, ahead = wide(now), wide(ahead)
-    gamma, alpha = gamma.to(now.dtype).view(-1, 1, 1), alpha.to(now.dtype).view(-1, 1, 1)
-    mixed = torch.lerp(ahead, now, gamma)
+    """The same for c_t and c_{t+1} (B, H, T, D) each by itself: (B, H, T, D); gamma and alpha (H, 1, 1), wide."""
+    mixed = torch.lerp(wide(ahead), wide(now), gamma)
     return mixed * (alpha / lengths(mixed))
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from mosaic_cli.core.cache import AttentionCache, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.feedforward import MLP
-from mosaic_cli.core.linear import Linear, linear
-from mosaic_cli.core.ops import attend
+from mosaic_cli.core.linear import Linear, Output, linear
+from mosaic_cli.core.ops import attend, join_heads
 from mosaic_cli.errors import UsageError
 
 
@@ -40,16 +40,16 @@ class CausalAttention(nn.Module):
         self.num_heads = config.num_heads
         self.project = Linear(config.d_model, 3 * config.d_model)
         self.read = CausalRead(config)
-        self.output = Linear(config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.output = Output(config.d_model, config.d_model, config.dropout)
 
     def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        queries, keys, values = self.project(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        projected = self.project(x).view(*x.shape[:2], 3, self.num_heads, -1)
+        queries, keys, values = projected.permute(2, 0, 3, 1, 4).unbind()
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, H, S, D)
         reads = self.read(queries, keys, values)  # (B, H, T, D)
-        return self.dropout(self.output(reads.transpose(1, 2).flatten(2)))
+        return self.output(join_heads(reads))
 
 
 class TransformerBlock(nn.Module):

@@ -412,7 +412,7 @@ def _keys(memory: PairMemory, inputs: Tensor) -> KeyPaths:
         rates = torch.full_like(gates, FORGOTTEN)
     terms = (tensor.transpose(0, 1)[None] for tensor in (projected, gates, rates))
     average, scale = gated_average(*terms)  # a leaky average is one whose gates and decays do not change
-    log_lengths = average[0].norm(dim=-1).clamp(min=1e-12).log() + scale[0]
+    log_lengths = average[0].norm(dim=-1).clamp(min=1e-12).log() + scale[0, ..., 0]
     return KeyPaths(projected, gates, rates, log_lengths if extractor.normalised else torch.zeros_like(gates))
 
 

@@ -45,8 +45,8 @@ def test_time_goes_to_the_part_that_takes_it():
     config = {"num_layers": 2, "num_heads": 2, "d_model": 8, "num_slots": 4, "context_length": 16, "vocab_size": 11}
     model = build_model(ModelConfig(**config))
     for block in model.blocks:
-        block.persistent.dropout = Slow()
+        block.persistent.output = Slow()
     batches = (Batch.of_windows(np.zeros((4, 17), dtype=np.int64)) for _ in range(100))
     profile = profile_training(model, batches, TrainSection(batch_size=4), choose_placement("cpu", "float32"), 2)
     forward, backward = (max(profile.parts, key=lambda p, key=key: getattr(p, key)) for key in ("forward", "backward"))
-    assert forward.part == backward.part == "persistent.dropout"
+    assert forward.part == backward.part == "persistent.output"
