@@ -40,8 +40,9 @@ def step_seconds(model: LanguageModel, batch: Batch, train: TrainSection, placem
     """Median wall time of a step, optimizer and clipping included. Changes the model's weights."""
     optimizer = make_optimizer(model, train)
     seconds = []
-    for _ in range(TIMED_STEPS + 1):  # the first warms up
+    for number in range(TIMED_STEPS + 1):  # the first warms up
         started = time.perf_counter()
+        model.begin_step(train.seed, number)
         backward(model, batch, train, placement)
         update(model, optimizer, train, train.min_lr)
         seconds.append(time.perf_counter() - started)

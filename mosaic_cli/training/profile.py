@@ -4,6 +4,7 @@ Each module's forward pass is a named range. What runs inside belongs to the inn
 backward pass belong where the forward operation stands that recorded them: autograd numbers both alike.
 """
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -68,8 +69,11 @@ def profile_training(
     optimizer = make_optimizer(model, train)
     model.train()
 
+    numbers = itertools.count()
+
     def step() -> float:
         started = time.perf_counter()
+        model.begin_step(train.seed, next(numbers))
         with _range(INPUT):
             batch = next(batches)
         loss = backward(model, batch, train, placement, _loss_in_range)

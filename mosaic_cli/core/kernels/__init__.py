@@ -33,7 +33,9 @@ def loops_serve(x: torch.Tensor) -> bool:
 
 
 def implementation(device: torch.device) -> str | None:
-    """What averages keys on a GPU, in words for people to read; None on other devices, where there is no choice."""
+    """What averages keys there while training, in words for people to read; None where nothing needs to be said."""
+    if device.type == "cpu":
+        return "keys by loops, which the first step compiles unless they were before"
     if device.type != "cuda":
         return None
     if os.environ.get(ASKED) != "1":
