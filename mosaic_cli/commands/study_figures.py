@@ -16,12 +16,19 @@ SIDESTEP = 0.015  # of the drawn width between lines, so that equal points do no
 def draw_study(results: dict[str, Any], folder: Path) -> list[Path]:
     """Draw NAME-curves and NAME-figures into a folder, each as .png and .svg; returns the files."""
     plt = pyplot()
-    drawn = {"curves": _draw_curves(plt, results), "figures": _draw_figures(plt, results)}
-    return [
-        save(plt, figure, folder / f"{results['name']}-{what}{suffix}", close=suffix == ".svg")
-        for what, figure in drawn.items()
-        for suffix in (".png", ".svg")
-    ]
+    draw = {"curves": _draw_curves, "figures": _draw_figures}
+    files = []
+    for what in drawings(results):
+        figure = draw[what](plt, results)
+        for suffix in (".png", ".svg"):
+            files.append(save(plt, figure, folder / f"{results['name']}-{what}{suffix}", close=suffix == ".svg"))
+    return files
+
+
+def drawings(results: dict[str, Any]) -> dict[str, str]:
+    """What is drawn of a study, in a word and in words. A single cell has no other to be compared with."""
+    words = {"curves": "loss by step", "figures": "figures with intervals"}
+    return words if len(results["cells"]) > 1 else {"curves": words["curves"]}
 
 
 def _draw_curves(plt, results: dict[str, Any]):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from mosaic_cli.commands.markdown import header_comment, table
+from mosaic_cli.commands.study_figures import drawings
 from mosaic_cli.studies.results import load_results
 from mosaic_cli.studies.study import BUILTIN_STUDIES, Published, Study
 from mosaic_cli.studies.tables import provenance, study_tables
@@ -45,7 +46,7 @@ def _block(name: str, folder: Path) -> str:
     for one in study_tables(results):
         parts += [f"**{one.title}**", table(one.columns, one.rows), one.caption]
     parts.append(" ".join(provenance(results)))
-    for what, words in (("curves", "loss by step"), ("figures", "figures with intervals")):
+    for what, words in drawings(results).items():
         parts.append(f"![{name}: {words}](../studies/results/{name}-{what}.png)")
     return "\n\n".join(parts)
 

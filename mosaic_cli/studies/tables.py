@@ -58,26 +58,29 @@ def _cells(results: dict[str, Any]) -> Table:
     figures, tuned = results["figures"], list(results["study"]["tune"])
     published = [figure for figure in figures if any(figure["key"] in cell["published"] for cell in results["cells"])]
     axes, reach = list(results["cells"][0]["values"]), results["study"].get("reach")
+    several = len(results["study"]["seeds"]) > 1
     rows = []
     for cell in results["cells"]:
         edge = " (edge)" if cell["at_edge"] else ""
         row = [_number(value) for value in cell["values"].values()]
         row += [f"{cell['parameters']:,}"] + ([tuned_words(cell["tuned"]) + edge] if tuned else [])
-        for figure in figures:
-            found = cell["figures"][figure["key"]]
-            row += [_with_interval(found), _plain(found["sd"])]
+        for found in (cell["figures"][figure["key"]] for figure in figures):
+            row += [_with_interval(found), *([_plain(found["sd"])] if several else [])]
         row += [f"{cell['seeds']}" + (f", {cell['diverged']} diverged" if cell["diverged"] else "")]
         if reach is not None:
             row += [_steps(cell["steps_to_reach"], cell["seeds"])]
         row += ["" if cell["seconds"] is None else f"{cell['seconds']:,.0f}"]
         row += [_plain(cell["published"].get(figure["key"])) for figure in published]
         rows.append(row)
-    heads = [name for figure in figures for name in (f"{figure['words']} ({figure['unit']})", "sd")]
+    spread = ["sd"] if several else []
+    heads = [name for figure in figures for name in (f"{figure['words']} ({figure['unit']})", *spread)]
     columns = [*map(short, axes), "parameters", *([", ".join(map(short, tuned))] if tuned else [])]
     reached = [] if reach is None else [f"steps to a validation loss of {_number(reach)}"]
     columns += [*heads, "seeds", *reached, "seconds a run", *(f"published {figure['name']}" for figure in published)]
     how = "each cell with the values that suit it best" if tuned else "every cell"
     caption = "± is half of Student's 95 % interval over seeds, sd the standard deviation between them."
+    if not several:
+        caption = "One seed, so there is no interval."
     if any(cell["at_edge"] for cell in results["cells"]):
         caption += " (edge): the best value is at the end of those tried; a better one may lie beyond."
     return Table(f"{results['name']}: {how}", columns, rows, caption, len(axes))
@@ -99,7 +102,7 @@ def _differences(results: dict[str, Any]) -> Table:
         row += [_signed(one["val_loss_at_equal_time"]), _plain(one["seconds_ratio"]["mean"], 2)]
         rows.append(row)
     columns = [*map(short, axes), *(f"{figure['name']}{', tuned for each' if tuned else ''}" for figure in figures)]
-    caption = "Paired by seed, ± as above."
+    caption = "Paired by seed, ± as above." if len(results["study"]["seeds"]) > 1 else "Of one seed."
     if tuned:
         columns.append("carried over")
         for name in (figure["name"] for figure in figures):

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from mosaic_cli.commands.study_figures import drawings
 from mosaic_cli.commands.study_pages import fill_blocks
 from mosaic_cli.training.loop import Trainer
 
@@ -110,3 +111,8 @@ def test_several_studies_at_once_and_one_name(study, mosaic, refused):
     assert "one name for several" in refused(2, "compare", "pair.yaml", "pair.yaml", "--name", "x")["message"]
     told = mosaic("compare", "pair.yaml", "pair.yaml", "--dry-run", "--json").json
     assert [one["name"] for one in told["studies"]] == ["pair", "pair"]
+
+
+def test_a_single_cell_is_not_drawn_beside_others():
+    assert list(drawings({"cells": ["a", "b"]})) == ["curves", "figures"]
+    assert list(drawings({"cells": ["a"]})) == ["curves"]
