@@ -27,16 +27,15 @@ class KeyExtractor(nn.Module):
         """
         projected = self.project(x)  # (B, T, C)
         if state is not None and state.average is not None and x.shape[1] == 1:  # decoding: one multiply-add
-            averages = ops.split_heads(projected, self.num_heads)
-            averages = state.average = torch.addcmul(averages, state.decay, state.average)
-            return ops.normalise(averages) if self.normalised else averages
-        projected = projected.view(*x.shape[:2], self.num_heads, -1)  # (B, T, H, D)
-        if state is None:
-            average = leaky.leaky_keys if self.normalised else leaky.leaky_average
-            return average(projected, ops.leak_rate(self.leak))
-        before = None if state.average is None else state.average[:, :, 0]
-        averages = leaky.leaky_average(projected, ops.leak_rate(self.leak), before)
-        state.average = averages[:, :, -1:]
+            averages = torch.addcmul(ops.split_heads(projected, self.num_heads), state.decay, state.average)
+        else:
+            projected, rate = projected.unflatten(-1, (self.num_heads, -1)), ops.leak_rate(self.leak)
+            if state is None and self.normalised:
+                return leaky.leaky_keys(projected, rate)
+            before = None if state is None or state.average is None else state.average[:, :, 0]
+            averages = leaky.leaky_average(projected, rate, before)
+        if state is not None:
+            state.average = ops.newest(averages)
         return ops.normalise(averages) if self.normalised else averages
 
     def make_state(self) -> KeyState:
