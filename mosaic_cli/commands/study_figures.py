@@ -51,7 +51,7 @@ def _draw_curves(plt, results: dict[str, Any]):
         panel.set_visible(False)
     for row in axes:
         row[0].set_ylabel("validation loss (nats per token)")
-    figure.suptitle(plain(f"{results['name']}: band from the lowest to the highest seed"), fontsize="medium")
+    _title(figure, results, "band from the lowest to the highest seed")
     _legend(figure, axes)
     return figure
 
@@ -80,9 +80,7 @@ def _draw_figures(plt, results: dict[str, Any]):
         panel.grid(alpha=0.3)
     for panel in list(axes.flat)[len(figures) :]:
         panel.set_visible(False)
-    seeds = len(results["study"]["seeds"])
-    means = "one seed" if seeds == 1 else f"mean of {seeds} seeds, 95 % interval"
-    figure.suptitle(plain(f"{results['name']}: {means}"), fontsize="medium")
+    _title(figure, results, f"mean of {len(results['study']['seeds'])} seeds, 95 % interval")
     _legend(figure, axes)
     return figure
 
@@ -131,9 +129,13 @@ def _draw_rows(panel, results: dict[str, Any], figure: dict, _: None) -> None:
         if found["mean"] is not None:
             panel.errorbar([found["mean"]], [place], xerr=_errors([(0, found)]), capsize=3, **_style(0, 1))
         if figure["key"] in cell["published"]:
-            panel.plot([cell["published"][figure["key"]]], [place], "o", markerfacecolor="white", color="0.3")
+            hollow = {"markerfacecolor": "white", "color": "0.3", "linestyle": "none", "label": "published"}
+            panel.plot([cell["published"][figure["key"]]], [place], "o", **hollow)
     panel.set_yticks(range(len(cells)), [plain(cell["label"] or "all") for cell in cells])
     panel.set_ylim(len(cells) - 0.5, -0.5)  # the first on top, room for all, with a value or without
+    if figure["unit"] == "share":  # an interval of few seeds may go where no share does
+        low, high = panel.get_xlim()
+        panel.set_xlim(max(low, -0.05), min(high, 1.05))
     panel.locator_params(axis="x", nbins=5)
     panel.set_xlabel(f"{figure['words']} ({figure['unit']})")
 
@@ -158,6 +160,12 @@ def _numeric_axis(results: dict[str, Any]) -> str | None:
 def _words(values: dict[str, Any]) -> str:
     """`num_layers 2`; a word alone says what it is: `mosaic`."""
     return ", ".join(value if isinstance(value, str) else f"{short(key)} {value}" for key, value in values.items())
+
+
+def _title(figure, results: dict[str, Any], seeds: str) -> None:
+    """The study's name, and in words what is drawn of its seeds where there are several."""
+    words = seeds if len(results["study"]["seeds"]) > 1 else "one seed"
+    figure.suptitle(plain(f"{results['name']}: {words}"), fontsize="medium")
 
 
 def _style(number: int, count: int) -> dict[str, Any]:

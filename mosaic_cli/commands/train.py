@@ -136,7 +136,7 @@ def _prepared_placement(recipe: "Recipe") -> "Placement":
     from mosaic_cli.training.setup import data_differences
 
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    averaging = implementation(placement.device) if recipe.model.kind == "mosaic" else None
+    averaging = implementation(placement.device, recipe.train.compile) if recipe.model.kind == "mosaic" else None
     display.note(", ".join(filter(None, [f"training on {placement.reason}", averaging, f"seed {recipe.train.seed}"])))
     if not recipe.data_dir.exists():
         prepare_with_progress(recipe.data, recipe.data_dir)

@@ -32,10 +32,14 @@ def loops_serve(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def implementation(device: torch.device) -> str | None:
-    """What averages keys there while training, in words for people to read; None where nothing needs to be said."""
-    if device.type == "cpu":
-        return "keys by loops, which the first step compiles unless they were before"
+def implementation(device: torch.device, compiled: bool = False) -> str | None:
+    """What averages keys there while training, in words for people to read; None where nothing needs to be said.
+
+    Args:
+        compiled: whether torch's compiler makes the step, which has no use for the loops on a CPU.
+    """
+    if device.type == "cpu" and not compiled:
+        return "keys and values by loops, which the first step compiles unless they were before"
     if device.type != "cuda":
         return None
     if os.environ.get(ASKED) != "1":
