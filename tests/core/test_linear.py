@@ -1,4 +1,4 @@
-"""A single row in parts against torch's own product."""
+"""A single row in parts and a few rows transposed, against torch's own product."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def _threads(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("shape", [(7,), (1, 1, 7), (1, 5, 7), (2, 1, 7), (0, 1, 7)])
+@pytest.mark.parametrize("shape", [(7,), (1, 1, 7), (1, 5, 7), (2, 1, 7), (0, 1, 7), (64, 1, 7), (5, 13, 7)])
 @pytest.mark.parametrize("outputs", [1, 2, 6, 11])
 @torch.no_grad()
 def test_it_is_torch_s_product(shape, outputs):

@@ -103,6 +103,8 @@ def test_slot_read_is_kernel_regression_over_slots(T):
         [reference.slot_read(q.transpose(0, 1), keys, values, beta).transpose(0, 1) for q in queries]
     )
     assert_same(ops.slot_read(queries, keys, values, beta, alpha), slow, [queries, keys, values, beta, alpha])
+    with torch.no_grad():
+        torch.testing.assert_close(ops.slot_read(queries, keys, values, beta, alpha), slow)
 
 
 def test_parameters_start_where_the_paper_says():

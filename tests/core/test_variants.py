@@ -76,7 +76,7 @@ def test_cached_equals_full_for_any_split(keys, split):
     model, tokens = tiny_model(**SHAPE, **keys), torch.tensor([tiny_tokens(33), tiny_tokens(33, seed=2)])
     cache = model.make_cache()
     cached = torch.cat([model(part, cache) for part in tokens.split(split, dim=1)], dim=1)
-    torch.testing.assert_close(cached, model(tokens), rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(cached, model(tokens), rtol=1e-4, atol=1e-4)
 
 
 @each_variant
