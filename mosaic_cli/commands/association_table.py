@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
-from mosaic_cli.commands.model_table import describe, print_models
+from mosaic_cli.commands.model_table import describe, print_models, share
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,19 +65,10 @@ def print_associations(rows: list[dict]) -> None:
         f"Answers right: {rows[0]['on']}",
         rows,
         [
-            *([f"{r[0]['size']} {items}{'' if r[0]['trained'] else ' (untrained)'}", *map(_cell, r)] for r in sizes),
-            *([f"{a} to {b} tokens ago", *(_cell(row.get((a, b))) for row in by_span)] for a, b in spans),
+            *([f"{r[0]['size']} {items}{'' if r[0]['trained'] else ' (untrained)'}", *map(share, r)] for r in sizes),
+            *([f"{a} to {b} tokens ago", *(share(row.get((a, b))) for row in by_span)] for a, b in spans),
         ],
         caption="Right: the likeliest of all tokens. Interval: 95 %, Wilson, each answer a case. Guessing: among what "
         "the list has and was not asked back yet. Untrained: longer than any list in training; a transformer cannot "
         "read past its context. By distance: all lists.",
     )
-
-
-def _cell(row: dict | None) -> str:
-    if row is None:
-        return ""
-    if not row["n"]:
-        return "beyond its context"
-    guess = f", guessing {row['chance']:.3f}" if "chance" in row else ""
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{guess}"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
-from mosaic_cli.commands.model_table import describe, print_models
+from mosaic_cli.commands.model_table import describe, print_models, share
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +81,6 @@ def print_far_recall(rows: list[dict]) -> None:
 
 def _cell(row: dict) -> str:
     if not row["n"]:
-        return "beyond its context"
-    part = f" of {row['n']}, {row['beyond_context']} beyond its context" if row["beyond_context"] else f" of {row['n']}"
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{part}"
+        return share(row)
+    part = f", {row['beyond_context']} beyond its context" if row["beyond_context"] else ""
+    return f"{share(row)} of {row['n']}{part}"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
-from mosaic_cli.commands.model_table import describe, print_models
+from mosaic_cli.commands.model_table import describe, print_models, share
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def print_manyshot(rows: list[dict]) -> None:
     print_models(
         f"Classification in context, {ROWS} rows of classes that no training row has",
         rows,
-        [
-            *([_words(cells[0]), *map(_cell, cells)] for cells in by_shots),
-        ],
+        [[_words(cells[0]), *map(share, cells)] for cells in by_shots],
         caption="Share of labels whose two tokens are the likeliest. Shots: requests with labels before the one that "
         "is asked, of all 8 classes; its own class is among them, but for the rows that say it is not. Guessing: among "
         "the labels shown. Untrained: more shots than any training row has; a transformer cannot read past its "
@@ -86,10 +84,3 @@ def _words(span: dict) -> str:
     if not span["shown"]:
         return f"{span['labels']}, class not shown"
     return f"{span['labels']}, {span['from']} to {span['to']} shots{'' if span['trained'] else ' (untrained)'}"
-
-
-def _cell(span: dict) -> str:
-    if not span["n"]:
-        return "beyond its context"
-    interval = "" if span["low"] is None else f" [{span['low']:.3f}, {span['high']:.3f}]"
-    return f"{span['mean']:.3f}{interval}" + (f", guessing {span['chance']:.3f}" if span["chance"] else "")

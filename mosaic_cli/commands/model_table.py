@@ -33,3 +33,18 @@ def print_models(title: str, rows: list[dict], lines: Iterable[list[str]], capti
         ],
         caption=caption,
     )
+
+
+def with_interval(mean: float, low: float | None, high: float | None) -> str:
+    """A cell: the figure, and its interval if it has one."""
+    return f"{mean:.3f}" if low is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def share(row: dict | None) -> str:
+    """A cell: the share of right answers among `n`, and that of guessing (`chance`) where the row has it."""
+    if row is None:
+        return ""
+    if not row["n"]:
+        return "beyond its context"
+    guess = f", guessing {row['chance']:.3f}" if row.get("chance") else ""
+    return with_interval(row["mean"], row["low"], row["high"]) + guess

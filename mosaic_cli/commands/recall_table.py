@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
-from mosaic_cli.commands.model_table import describe, print_models
+from mosaic_cli.commands.model_table import describe, print_models, with_interval
 from mosaic_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def print_recall(rows: list[dict]) -> None:
         f"Facts recalled in {STORIES} held-out built-in stories",
         rows,
         [
-            ["accuracy", *(f"{r['accuracy']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]" for r in rows)],
+            ["accuracy", *(with_interval(r["accuracy"], *r["interval"]) for r in rows)],
             ["guessing", *(f"{row['chance']:.3f}" for row in rows)],
             ["recalls", *(f"{row['recalls']:,}" for row in rows)],
             ["beyond the context", *(f"{row['recalls_beyond_context']:,}" for row in rows)],

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mosaic_cli.commands import display
-from mosaic_cli.commands.model_table import describe, print_models
+from mosaic_cli.commands.model_table import describe, print_models, with_interval
 
 if TYPE_CHECKING:
     from mosaic_cli.device import Placement
@@ -67,14 +67,10 @@ def print_regbench(rows: list[dict]) -> None:
         f"RegBench, {rows[0]['languages']} test languages, {rows[0]['positions']:,} positions",
         rows,
         [
-            ["accuracy", *(_cell(row["accuracy"], *row["interval"]) for row in rows)],
-            ["TVD", *(_cell(row["tvd"], *row["tvd_interval"]) for row in rows)],
+            ["accuracy", *(with_interval(row["accuracy"], *row["interval"]) for row in rows)],
+            ["TVD", *(with_interval(row["tvd"], *row["tvd_interval"]) for row in rows)],
         ],
         caption="Accuracy: share of positions whose likeliest token the automaton allows. TVD: mean total variation "
         "distance from its distribution. Interval: 95 %, the language being the unit. n-gram: counting in context, "
         "without any training.",
     )
-
-
-def _cell(mean: float, low: float, high: float) -> str:
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
