@@ -30,7 +30,8 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
             ("time, validations not counted", display.format_seconds(cost["seconds"])),
             ("on", cost["placement"]),
         ],
-        caption=f"Time from {TIMED_STEPS} steps of one batch; the vocabulary size is {cost['vocab_source']}.",
+        caption=f"Time from {TIMED_STEPS} steps of one batch{', not compiled' if loaded.recipe.train.compile else ''}; "
+        f"the vocabulary size is {cost['vocab_source']}.",
     )
 
 

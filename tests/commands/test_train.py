@@ -62,7 +62,8 @@ def test_a_dry_run_trains_nothing(world, mosaic):
     assert ["train.max_steps", "20", "flag"] in result.json["recipe"]
     assert result.json["parameters"] > 0 and result.json["seconds"] > 0
     assert not (world / "runs" / "new").exists() and not (world / "data" / "other").exists()
-    assert "Recipe" in mosaic(*NEW, "--dry-run").out
+    plain, compiled = (mosaic(*NEW, *more, "--dry-run").out for more in ((), ("--compile",)))
+    assert "Recipe" in plain and "not compiled" in compiled and "not compiled" not in plain
 
 
 @pytest.mark.parametrize(
