@@ -9,6 +9,7 @@ from mosaic_cli.commands import (
     far_recall_table,
     length_table,
     manyshot_table,
+    recall_after_table,
     recall_table,
     regbench_table,
 )
@@ -49,6 +50,9 @@ TASKS = {
     "induction": _association("induction"),
     "recall-far": EvalTask(
         far_recall_table.far_recall_row, far_recall_table.print_far_recall, far_recall_table.FIGURES
+    ),
+    "recall-after": EvalTask(
+        recall_after_table.recall_after_row, recall_after_table.print_recall_after, recall_after_table.FIGURES
     ),
     "length": EvalTask(
         length_table.length_row, length_table.print_length, length_table.FIGURES, draw=length_table.draw_length

@@ -36,8 +36,9 @@ def evaluate(
         str,
         typer.Option(
             help="val: the run's own validation split; recall: facts of held-out built-in stories; recall-far: the "
-            "same with other stories between; length: the validation split in windows far longer than in training; "
-            "regbench, mqar, induction, manyshot: the task's own problems; or a text, jsonl or parquet file."
+            "same with other stories between; recall-after: with other stories before; length: the validation split in "
+            "windows far longer than in training; regbench, mqar, induction, manyshot: the task's own problems; or a "
+            "text, jsonl or parquet file."
         ),
     ] = "val",
     by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,

@@ -138,6 +138,11 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "after the text said the answer last; so on to `accuracy_4096`; null where a transformer cannot read. "
             "There `by_distance` has also `asked` (the distance meant; `from` and `to` are the shortest and longest) "
             "and `beyond_context`, questions that a transformer cannot read",
+            "results[].alone": "with `--on recall-after`, share of facts recalled in stories with nothing before them",
+            "results[].clear_512": "the same after at most 512 tokens of other stories, none of which spoke of the "
+            "thing; `clash_512`: where one did; so on to `clash_4096`; null where a transformer cannot read",
+            "results[].by_length": "for each length {before, clear, clash, beyond_context}: `clear` and `clash` are "
+            "{mean, low, high, n}, the last one counts facts that a transformer cannot read",
             "results[].window": "with `--on length`, tokens in the long windows; `context` is the training length, and "
             "`loss` the reference: that of the positions in the second half of windows of that length",
             "results[].windows": "such windows in the text",

@@ -53,7 +53,7 @@ class Span(NamedTuple):
 class Recall:
     """A place where a fact stated earlier must be recalled.
 
-    kind: place, owner, colour or name; form: mention, retell, reply or question.
+    kind: place, owner, colour or name; form: mention, retell, reply or question; about: the thing or animal, a noun.
     answer: the words to recall, from the first that cannot be known without memory.
     source: the same words in the statement; sources: those, and every repetition before this one. All hold the same
     words; only the case of the first letter may differ.
@@ -62,6 +62,7 @@ class Recall:
 
     kind: str
     form: str
+    about: str
     answer: Span
     source: Span
     sources: tuple[Span, ...]
@@ -206,7 +207,7 @@ class _Page:
 
     def _note(self, fact: _Fact, form: str, span: Span) -> None:
         if fact.spans:
-            self._recalls.append((fact.kind, form, span, tuple(fact.spans), self._stated[fact.kind] - 1))
+            self._recalls.append((fact.kind, form, fact.thing, span, tuple(fact.spans), self._stated[fact.kind] - 1))
         else:
             self.facts.append(fact)
             self._stated[fact.kind] += 1
@@ -226,10 +227,12 @@ class _Page:
                 self.slots["he"], self.slots["him"] = person.he, person.him
 
 
-def _recall(text: str, kind: str, form: str, answer: Span, sources: tuple[Span, ...], distractors: int) -> Recall:
+def _recall(
+    text: str, kind: str, form: str, about: str, answer: Span, sources: tuple[Span, ...], distractors: int
+) -> Recall:
     source = sources[0]
     distance = len(text[source.start : answer.start].split()) - len(text[source.start : source.end].split())
-    return Recall(kind, form, answer, source, sources, distance, distractors)
+    return Recall(kind, form, about, answer, source, sources, distance, distractors)
 
 
 def _open(page: _Page, plot: words.Plot) -> None:

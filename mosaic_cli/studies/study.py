@@ -34,6 +34,17 @@ FIGURES: dict[str, dict[str, Figure]] = {  # what follows `--on` -> name -> figu
         f"accuracy_{distance}": Figure(f"answers right {distance:,} tokens later", "share", False)
         for distance in (128, 256, 512, 1024, 2048, 4096)
     },
+    "recall-after": {
+        "alone": Figure("facts recalled in stories alone", "share", False),
+        **{
+            f"{group}_{length}": Figure(f"facts recalled after {length:,} tokens, {words}", "share", False)
+            for length in (512, 1024, 2048, 4096)
+            for group, words in (
+                ("clear", "no other story having spoken of it"),
+                ("clash", "another having spoken of it"),
+            )
+        },
+    },
     "length": {
         "loss": Figure("loss in the second half of training windows", "nats per token", True),
         **{

@@ -164,6 +164,18 @@ def test_far_recall_is_asked_at_every_distance(world, mosaic, monkeypatch):
     assert "about 800 tokens" in mosaic("eval", "--ckpt", "letters", "--on", "recall-far").out
 
 
+def test_recall_is_asked_after_other_stories(world, mosaic, monkeypatch):
+    monkeypatch.setattr("mosaic_cli.commands.recall_after_table.STORIES", 1)
+    monkeypatch.setattr("mosaic_cli.commands.recall_after_table.LENGTHS", (0, 1, 2, 3, 2000))
+    (world / "letters.txt").write_text("".join(map(chr, range(32, 127))) * 40 + "\n" * 90)
+    tiny = ("-s", "data.files=[letters.txt]", "-s", "data.dir=data/letters", "--steps", 2)
+    assert mosaic("train", "tiny.yaml", *tiny, "--run", "letters").code == 0
+    (row,) = mosaic("eval", "--ckpt", "letters", "--on", "recall-after", "--json").json["results"]
+    assert row["alone"] == row["clear_512"] == row["by_length"][0]["clear"]["mean"] and row["clash_512"] is None
+    assert [one["before"] for one in row["by_length"]] == [0, 1, 2, 3, 2000] and row["context"] == 8
+    assert "after 2,000 tokens, another spoke of it" in mosaic("eval", "--ckpt", "letters", "--on", "recall-after").out
+
+
 def test_loss_beyond_the_training_length(world, mosaic, refused):
     pair = ("eval", "--ckpt", "tiny", "--ckpt", "gpt", "--on", "length")
     result = mosaic(*pair, "--figure", "out/length", "--json")
