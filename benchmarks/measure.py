@@ -104,8 +104,8 @@ WORKLOADS = {"train": training, "prefill": prefill, "decode": decoding}
 
 
 def peak_memory(workload: str, name: str, shape: dict[str, int], T: int, batch: int) -> int:
-    """Bytes that one system needs at most, in a process of its own: on a GPU what the allocator held; on a CPU, where
-    it takes Linux to know, the largest resident set beyond what the process held before the model was built."""
+    """Bytes that one system needs at most once it is built, in a process of its own: on a GPU what the allocator held;
+    on a CPU, where it takes Linux to know, the largest resident set beyond what the process held before the model."""
     asked = {"workload": workload, "name": name, "shape": shape, "T": T, "batch": batch}
     command = [sys.executable, "-m", "benchmarks.measure", json.dumps(asked)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
@@ -114,17 +114,20 @@ def peak_memory(workload: str, name: str, shape: dict[str, int], T: int, batch: 
 def _peak_memory_here(workload: str, name: str, shape: dict[str, int], T: int, batch: int) -> int:
     placement = choose_placement()
     on_gpu = placement.device.type == "cuda"
-    _twice(workload, name, shape | TINIEST, 8, 1, placement)  # loads the code that the workload runs
+    tiniest = shape | TINIEST  # loads the code that the workload runs
+    _twice(workload, build(name, tiniest, placement.device), tiniest, 8, 1, placement)
     before = 0 if on_gpu else _resident("VmRSS")
-    if not on_gpu:
-        CLEAR_PEAK.write_text("5")
-    _twice(workload, name, shape, T, batch, placement)
+    system = build(name, shape, placement.device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        CLEAR_PEAK.write_text("5")  # what drawing the starting values took is over
+    _twice(workload, system, shape, T, batch, placement)
     return torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM") - before
 
 
-def _twice(workload: str, name: str, shape: dict[str, int], T: int, batch: int, placement: Placement) -> None:
+def _twice(workload: str, system: System, shape: dict[str, int], T: int, batch: int, placement: Placement) -> None:
     """Two runs: only the second has the optimizer's averages from its start."""
-    system = build(name, shape, placement.device)
     prepare = WORKLOADS[workload](system, T, batch, shape["vocab_size"], placement)
     for _ in range(2):
         prepare()()

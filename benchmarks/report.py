@@ -35,8 +35,8 @@ def _tables(results: dict) -> Iterable[str]:
         for name, rate in machine["limits"].items()
     )
     yield (
-        f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}, "
-        f"{machine['rounds']} rounds. Limits in the last run: {limits}."
+        f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}. "
+        f"Limits in the last run: {limits}."
     )
     for name in results["missing"]:
         yield f"**{name} was not installed and not measured.**"
@@ -111,7 +111,7 @@ def write_figure(results: dict) -> None:
     import matplotlib.pyplot as plt
 
     rows = results["rows"]
-    figure, panels = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    figure, panels = plt.subplots(1, 4, figsize=(15, 4), layout="constrained")
     for panel, title, part, workload, key, unit in (
         (panels[0], "training, one window", "length", "train", "seconds", "ms a token"),
         (panels[1], "reading a prompt", "length", "prefill", "seconds", "ms a token"),
@@ -130,7 +130,7 @@ def write_figure(results: dict) -> None:
         panel.tick_params(which="both", labelsize=8)
         panel.set_xlabel("tokens stored" if part == "stored" else "T")
         panel.grid(alpha=0.3, which="both")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS), fontsize=9)
     for ending in ("png", "svg"):
         figure.savefig(f"{FIGURE}.{ending}", dpi=110)
     plt.close(figure)
