@@ -220,8 +220,10 @@ def slot_read(
     dtype, beta, alpha = values.dtype, beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
     if T == 1 and not dropout and queries.device.type == "cpu" and not torch.is_grad_enabled():
         # decoding: two plain products for all texts of the batch take fewer steps than the fused one
-        weights = torch.softmax(torch.bmm((queries.squeeze(2).transpose(0, 1) * beta).to(dtype), keys.mT), dim=-1)
-        return (torch.bmm(weights, values) * alpha).to(dtype).transpose(0, 1).unsqueeze(2)
+        asked = (queries.squeeze(2).transpose(0, 1) * beta).to(dtype)  # (H, B, D)
+        logits = torch.bmm(keys, asked.mT).mT if B == 1 else torch.bmm(asked, keys.mT)  # the faster of two ways
+        reads = torch.bmm(torch.softmax(logits, dim=-1), values) * alpha
+        return reads.to(dtype).transpose(0, 1).unsqueeze(2)
     # a compiled model keeps to one side for every T, lest it be compiled twice
     scale_slots = T > 1 if torch.compiler.is_compiling() else keys.shape[1] < B * T
     keys, values = (keys * beta, values * alpha) if scale_slots else (keys, values)
