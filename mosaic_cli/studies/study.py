@@ -37,12 +37,9 @@ FIGURES: dict[str, dict[str, Figure]] = {  # what follows `--on` -> name -> figu
     "recall-after": {
         "alone": Figure("facts recalled in stories alone", "share", False),
         **{
-            f"{group}_{length}": Figure(f"facts recalled after {length:,} tokens, {words}", "share", False)
+            f"{group}_{length}": Figure(f"facts after {length:,} tokens, {words}", "share", False)
             for length in (512, 1024, 2048, 4096)
-            for group, words in (
-                ("clear", "no other story having spoken of it"),
-                ("clash", "another having spoken of it"),
-            )
+            for group, words in (("clear", "clear"), ("clash", "clashing"))
         },
     },
     "length": {
