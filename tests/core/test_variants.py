@@ -74,9 +74,11 @@ def test_values_and_every_gradient_are_the_reference_s(keys):
 @torch.inference_mode()
 def test_cached_equals_full_for_any_split(keys, split):
     model, tokens = tiny_model(**SHAPE, **keys), torch.tensor([tiny_tokens(33), tiny_tokens(33, seed=2)])
+    if not model.config.normalised_keys:
+        model.double()  # long keys in an exponent: rounding to float32 alone goes beyond the bound
     cache = model.make_cache()
     cached = torch.cat([model(part, cache) for part in tokens.split(split, dim=1)], dim=1)
-    torch.testing.assert_close(cached, model(tokens), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cached, model(tokens), rtol=1e-4, atol=2e-5)
 
 
 @each_variant
