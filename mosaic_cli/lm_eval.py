@@ -67,7 +67,7 @@ class MosaicLM(TemplateLM):
         trained = load_trained(str(ckpt), self.placement)  # lm-eval reads a run named 1 as a number
         self.model, self.mosaic_tokenizer = trained.model, trained.tokenizer
         config = trained.model.config
-        limit = config.context_length if config.kind == "transformer" else None
+        limit = config.longest_text
         if max_length is not None and not 1 <= max_length <= (limit or math.inf):
             most = "any number of" if limit is None else limit
             raise UsageError(

@@ -174,6 +174,11 @@ class ModelConfig:
                 )
 
     @property
+    def longest_text(self) -> int | None:
+        """Tokens that a text may have: a transformer's context; a mosaic reads on without end."""
+        return self.context_length if self.kind == "transformer" else None
+
+    @property
     def head_dim(self) -> int:
         """Width D of one head."""
         return self.d_model // self.num_heads

@@ -53,7 +53,7 @@ def evaluate_associations(
     Args:
         model: either kind, on the placement's device, in evaluation mode; its tokens are the task's.
     """
-    limit = model.config.context_length if model.config.kind == "transformer" else None
+    limit = model.config.longest_text
     for size in sizes:
         problems = list(task.testing_problems(size, -(-ANSWERS // size)))
         ids = torch.tensor([tokenizer.encode(problem.text) for problem in problems])

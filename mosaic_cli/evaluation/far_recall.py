@@ -56,7 +56,7 @@ def evaluate_far_recall(
         DataError: a tokenizer of characters that the stories go beyond.
     """
     results = [FarRecallResult(distance) for distance in distances]
-    limit = model.config.context_length if model.config.kind == "transformer" else None
+    limit = model.config.longest_text
     for texts in long_stories(tokenizer, distances, num_stories):
         for result, text in zip(results, texts, strict=True):
             read = [answer for answer in text.answers if limit is None or answer.position <= limit]

@@ -53,7 +53,7 @@ def evaluate_manyshot(
     Args:
         model: either kind, on the placement's device, in evaluation mode; its tokens are the task's.
     """
-    limit = model.config.context_length if model.config.kind == "transformer" else None
+    limit = model.config.longest_text
     result = ManyShotResult()
     for start in range(0, len(problems), BATCH):
         batch = problems[start : start + BATCH]

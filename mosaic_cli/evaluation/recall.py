@@ -68,7 +68,7 @@ def evaluate_recall(
         DataError: a tokenizer of characters that the stories go beyond.
     """
     result = RecallResult()
-    limit = model.config.context_length if model.config.kind == "transformer" else None
+    limit = model.config.longest_text
     for story in token_stories(tokenizer, num_stories, HELD_OUT_SEED):
         tokens = story.tokens[:limit]
         with placement.autocast():

@@ -57,7 +57,7 @@ def evaluate_recall_after(
         DataError: a tokenizer of characters that the stories go beyond.
     """
     results = [RecallAfterResult(length) for length in lengths]
-    limit = model.config.context_length if model.config.kind == "transformer" else None
+    limit = model.config.longest_text
     for index, story in enumerate(token_stories(tokenizer, num_stories, HELD_OUT_SEED)):
         others = _others(tokenizer, index, max(lengths))
         for result in results:
