@@ -164,7 +164,7 @@ def test_far_recall_is_asked_at_every_distance(world, mosaic, monkeypatch):
     assert "about 800 tokens" in mosaic("eval", "--ckpt", "letters", "--on", "recall-far").out
 
 
-def test_recall_is_asked_after_other_stories(world, mosaic, monkeypatch):
+def test_recall_is_asked_after_other_stories(world, mosaic, refused, monkeypatch):
     monkeypatch.setattr("mosaic_cli.commands.recall_after_table.STORIES", 1)
     monkeypatch.setattr("mosaic_cli.commands.recall_after_table.LENGTHS", (0, 1, 2, 3, 2000))
     (world / "letters.txt").write_text("".join(map(chr, range(32, 127))) * 40 + "\n" * 90)
@@ -174,6 +174,10 @@ def test_recall_is_asked_after_other_stories(world, mosaic, monkeypatch):
     assert row["alone"] == row["clear_512"] == row["by_length"][0]["clear"]["mean"] and row["clash_512"] is None
     assert [one["before"] for one in row["by_length"]] == [0, 1, 2, 3, 2000] and row["context"] == 8
     assert "after 2,000 tokens, another spoke of it" in mosaic("eval", "--ckpt", "letters", "--on", "recall-after").out
+    twin = ("-s", "model.kind=transformer", "--run", "letters-gpt")
+    assert mosaic("train", "tiny.yaml", *tiny, *twin).code == 0
+    error = refused(2, "eval", "--ckpt", "letters-gpt", "--on", "recall-after")
+    assert "no recall lies within the context of letters-gpt" in error["message"] and "context_length" in error["hint"]
 
 
 def test_loss_beyond_the_training_length(world, mosaic, refused):
