@@ -22,7 +22,7 @@ def prepare(
         list[str] | None,
         typer.Argument(
             help="A recipe; or text, jsonl or parquet files (plain, .gz, .zst), folders, - for standard "
-            "input, hub:owner/name[:split], builtin:stories|regbench|mqar|induction|manyshot."
+            "input, hub:owner/name[:split], builtin:stories|stories-in-turns|regbench|mqar|induction|manyshot."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: the recipe's, or data/NAME.")] = None,

@@ -1,12 +1,15 @@
 """Built-in stories made long: paragraphs of other stories between a story's facts and the questions about them.
 
 What stands between has none of the story's things and animals, so a question is about one fact alone; people and
-answers may come again there, as in a long text they would.
+answers may come again there, as in a long text they would. `told_in_turns` writes texts to train on, `long_stories`
+questions at a given distance.
 """
 
+import itertools
+import random
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mosaic_cli.data.recalls import HELD_OUT_SEED
@@ -18,6 +21,7 @@ BREAK = "\n\n"
 ASKED = ("reply", "question")
 BETWEEN_START = 1_000_000  # from here on, held-out stories that lend paragraphs: no story is long and lent
 BETWEEN_STRIDE = 1_000  # stories that one long story may take paragraphs from
+TURNS_STRIDE = 16  # stories that one text told in turns may choose its two from
 _NOUNS = frozenset(noun for noun, _ in THINGS + ANIMALS)
 _WORD = re.compile(r"[a-z]+")
 
@@ -42,6 +46,27 @@ class LongStory:
 
     tokens: list[int]
     answers: tuple[FarAnswer, ...]
+
+
+def told_in_turns(seed: int, index: int) -> str:
+    """Text number `index` of `seed`: two stories, a paragraph of either at a time, all orders being equally likely.
+
+    The same on every machine and Python version. Facts are about twice as far from their questions as in one story, and
+    the memory of one has the other beside it, as in a long text it would.
+    """
+    numbers = itertools.count(index * TURNS_STRIDE)
+    one = write_story(seed, next(numbers)).text
+    texts = (write_story(seed, number).text for number in numbers)
+    other = next(text for text in texts if not nouns(one) & nouns(text))
+    uniform = random.Random(f"{seed}:{index}:turns").random
+    return BREAK.join(_merged(one.split(BREAK), other.split(BREAK), uniform))
+
+
+def _merged(one: list[str], other: list[str], uniform: Callable[[], float]) -> Iterator[str]:
+    """Both lists in their own order, merged in one of all possible ways."""
+    while one or other:
+        source = one if uniform() * (len(one) + len(other)) < len(one) else other
+        yield source.pop(0)
 
 
 def long_stories(tokenizer: Tokenizer, distances: tuple[int, ...], count: int) -> Iterator[list[LongStory]]:

@@ -11,6 +11,7 @@ from mosaic_cli.data.tasks.registry import TASKS
 from mosaic_cli.data.tasks.task import NUM_VALIDATION
 from mosaic_cli.recipe import DataSection
 
+IN_TURNS = "stories-in-turns"
 BUILTIN_DOCUMENTS = 20_000  # what is built in writes this many when the recipe names no number
 
 
@@ -37,20 +38,23 @@ def open_source(data: DataSection, spool: Path) -> Source:
 
 
 class StorySource(Source):
-    """Stories from the seeded writer."""
+    """Stories from the seeded writer, each a document, or two of them told in turns."""
 
     def __init__(self, data: DataSection, requested: str | None = None, reason: str | None = None):
         count = data.num_documents or BUILTIN_DOCUMENTS
-        used = f"builtin: stories ({count:,} documents, seed {data.seed})"
+        self.in_turns = data.builtin == IN_TURNS
+        used = f"builtin: {IN_TURNS if self.in_turns else 'stories'} ({count:,} documents, seed {data.seed})"
         super().__init__(data, requested or used)
         self.total, self.used, self.fallback_reason = count, used, reason
 
     def _texts(self) -> Iterator[tuple[str, bool]]:
+        from mosaic_cli.data.long_stories import told_in_turns
         from mosaic_cli.data.stories import stories
 
-        for story in stories(self.total, seed=self.data.seed):
+        seed, plain = self.data.seed, (story.text for story in stories(self.total, seed=self.data.seed))
+        for text in (told_in_turns(seed, index) for index in range(self.total)) if self.in_turns else plain:
             self.done += 1
-            yield story.text, True
+            yield text, True
 
 
 class ProblemSource(Source):

@@ -1,8 +1,11 @@
 """Long stories: the same questions at every distance, and nothing between that they could be about."""
 
+import random
+from collections import Counter
+
 import pytest
 
-from mosaic_cli.data.long_stories import BREAK, long_stories, nouns
+from mosaic_cli.data.long_stories import BREAK, TURNS_STRIDE, _merged, long_stories, nouns, told_in_turns
 from mosaic_cli.data.stories import write_story
 from mosaic_cli.data.tokenizer import Tokenizer
 
@@ -57,3 +60,26 @@ def test_what_stands_between_is_about_other_things(tokenizer, texts):
 
 def test_the_stories_are_the_same_each_time(tokenizer, texts):
     assert list(long_stories(tokenizer, DISTANCES, 2)) == texts[:2]
+
+
+def test_two_stories_take_turns_and_share_nothing():
+    orders = set()
+    for index in range(30):
+        paragraphs = told_in_turns(5, index).split(BREAK)
+        one = write_story(5, index * TURNS_STRIDE).text
+        numbers = range(index * TURNS_STRIDE + 1, (index + 1) * TURNS_STRIDE)
+        others = (write_story(5, number).text for number in numbers)
+        other = next(text for text in others if not nouns(one) & nouns(text))
+        left, right = one.split(BREAK), other.split(BREAK)
+        assert sorted(paragraphs) == sorted(left + right)
+        for own in (left, right):  # a story goes on in its order
+            assert [paragraph for paragraph in paragraphs if paragraph in own] == own
+        orders.add(tuple(paragraph in left for paragraph in paragraphs))
+    assert len(orders) > 20 and {order[0] for order in orders} == {True, False}
+
+
+def test_all_orders_of_turns_are_equally_likely():
+    """Each way in which two paragraphs of one and two of the other can follow each other: one in six."""
+    uniform = random.Random(1).random
+    found = Counter("".join(_merged(list("aa"), list("bb"), uniform)) for _ in range(6000))
+    assert len(found) == 6 and all(abs(times - 1000) < 4 * 29 for times in found.values())
