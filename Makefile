@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MOSAIC := $(BIN)/mosaic
-CPU_STUDIES := stories-depth ablations v2-parts length length-long v2-parts-long induction regbench regbench-long regbench-v2
+CPU_STUDIES := stories-depth ablations v2-parts length length-long v2-parts-long induction regbench regbench-long regbench-v2 regbench-parts
 GPU_STUDIES := babistories-depth
 
 .DEFAULT_GOAL := help
@@ -36,6 +36,7 @@ docs: $(VENV)/ready  ## Write the generated pages and tables (docs/cli, recipes,
 results: $(VENV)/ready  ## Run the studies that are not done, then `make docs`; GPU=1 for the full sizes
 	$(MOSAIC) compare $(if $(GPU),$(GPU_STUDIES),$(CPU_STUDIES))
 	$(if $(STORIES),$(MOSAIC) compare snakes-depth -s 'data.files=[$(STORIES)]')
+	$(if $(GPU),,$(BIN)/python -m studies.choices --page)
 	$(BIN)/python -m mosaic_cli.commands.manual
 
 clean:  ## Delete the virtual environment, caches and what the demo made

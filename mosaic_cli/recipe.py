@@ -58,8 +58,8 @@ class DataSection(Section):
     hub_val_split: str | None = None
     """Split to validate on; without one, documents are held out of `hub_split`."""
     builtin: Literal["stories", "stories-in-turns", "regbench", "mqar", "induction", "manyshot"] = "stories"
-    """Which built-in generator writes the documents: `stories`; `stories-in-turns`, two stories in each, told a
-    paragraph of either at a time; or the problems of a task, each read by itself:
+    """Which built-in generator writes the documents: `stories`; `stories-in-turns`, where a third of the
+    documents are two stories, told a paragraph of either at a time; or the problems of a task, each read by itself:
     `regbench` (strings of a random regular language), `mqar` (pairs, then each key asked for its value), `induction`
     (a string, then a part of it again), `manyshot` (requests, each with the label of its class). Tasks validate on
     problems of their own."""

@@ -21,6 +21,7 @@ BREAK = "\n\n"
 ASKED = ("reply", "question")
 BETWEEN_START = 1_000_000  # from here on, held-out stories that lend paragraphs: no story is long and lent
 BETWEEN_STRIDE = 1_000  # stories that one long story may take paragraphs from
+TURNS_SHARE = 1 / 3  # of the texts; with twice the length, half of all tokens
 TURNS_STRIDE = 16  # stories that one text told in turns may choose its two from
 _NOUNS = frozenset(noun for noun, _ in THINGS + ANIMALS)
 _WORD = re.compile(r"[a-z]+")
@@ -49,16 +50,19 @@ class LongStory:
 
 
 def told_in_turns(seed: int, index: int) -> str:
-    """Text number `index` of `seed`: two stories, a paragraph of either at a time, all orders being equally likely.
+    """Text number `index` of `seed`: one story, or, every third time on average, two of them in turns.
 
-    The same on every machine and Python version. Facts are about twice as far from their questions as in one story, and
-    the memory of one has the other beside it, as in a long text it would.
+    Then a paragraph of either follows a paragraph of either, all orders being equally likely. So facts are up to a few
+    paragraphs further from their questions than in one story, and one story stands beside the other in memory, as
+    stories do in a long text. The same on every machine and Python version.
     """
+    uniform = random.Random(f"{seed}:{index}:turns").random
     numbers = itertools.count(index * TURNS_STRIDE)
     one = write_story(seed, next(numbers)).text
+    if uniform() >= TURNS_SHARE:
+        return one
     texts = (write_story(seed, number).text for number in numbers)
     other = next(text for text in texts if not nouns(one) & nouns(text))
-    uniform = random.Random(f"{seed}:{index}:turns").random
     return BREAK.join(_merged(one.split(BREAK), other.split(BREAK), uniform))
 
 

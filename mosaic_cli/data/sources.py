@@ -38,7 +38,7 @@ def open_source(data: DataSection, spool: Path) -> Source:
 
 
 class StorySource(Source):
-    """Stories from the seeded writer, each a document, or two of them told in turns."""
+    """Stories from the seeded writer, each a document, or some of them told in turns."""
 
     def __init__(self, data: DataSection, requested: str | None = None, reason: str | None = None):
         count = data.num_documents or BUILTIN_DOCUMENTS

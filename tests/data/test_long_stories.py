@@ -63,19 +63,22 @@ def test_the_stories_are_the_same_each_time(tokenizer, texts):
 
 
 def test_two_stories_take_turns_and_share_nothing():
-    orders = set()
-    for index in range(30):
-        paragraphs = told_in_turns(5, index).split(BREAK)
+    orders = []
+    for index in range(90):
+        text = told_in_turns(5, index)
         one = write_story(5, index * TURNS_STRIDE).text
+        if text == one:
+            continue
         numbers = range(index * TURNS_STRIDE + 1, (index + 1) * TURNS_STRIDE)
         others = (write_story(5, number).text for number in numbers)
         other = next(text for text in others if not nouns(one) & nouns(text))
-        left, right = one.split(BREAK), other.split(BREAK)
+        paragraphs, left, right = text.split(BREAK), one.split(BREAK), other.split(BREAK)
         assert sorted(paragraphs) == sorted(left + right)
         for own in (left, right):  # a story goes on in its order
             assert [paragraph for paragraph in paragraphs if paragraph in own] == own
-        orders.add(tuple(paragraph in left for paragraph in paragraphs))
-    assert len(orders) > 20 and {order[0] for order in orders} == {True, False}
+        orders.append(tuple(paragraph in left for paragraph in paragraphs))
+    assert 18 <= len(orders) <= 42  # 30, and 4.5 more or less by chance
+    assert len(set(orders)) > 0.8 * len(orders) and {order[0] for order in orders} == {True, False}
 
 
 def test_all_orders_of_turns_are_equally_likely():
