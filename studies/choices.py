@@ -29,7 +29,7 @@ from mosaic_cli.core.model import build_model
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.prepare import prepare
 from mosaic_cli.data.shards import open_split
-from mosaic_cli.device import Placement, choose_placement
+from mosaic_cli.device import Placement, choose_placement, machine_words
 from mosaic_cli.evaluation.length import LengthResult, evaluate_length, longest_window
 from mosaic_cli.intervals import estimate_few
 from mosaic_cli.recipe import Recipe, load_recipe
@@ -246,7 +246,8 @@ def table(results: dict) -> str:
     return "\n".join(lines) + (
         f"\n\nSeeds: {', '.join(map(str, results['seeds']))}, all other settings as in `v2-parts`, learning rate "
         f"{results['learning_rate']:g}. Loss far out: that of positions from {TIMES // 2} to {TIMES} training lengths, "
-        f"over that of the same tokens inside. Standard deviation over seeds, as chosen: {spread}."
+        f"over that of the same tokens inside. Standard deviation over seeds, as chosen: {spread}. "
+        f"{results['machine']}; torch {results['torch']}."
     )
 
 
@@ -264,7 +265,13 @@ def main() -> None:
         for name in CHOICES:
             rows[name].append(train(name, recipe, placement))
             print(f"seed {recipe.train.seed}, {name}: {rows[name][-1]}", flush=True)
-    results = {"seeds": SEEDS, "learning_rate": recipes[0].train.learning_rate, "rows": rows}
+    results = {
+        "seeds": SEEDS,
+        "learning_rate": recipes[0].train.learning_rate,
+        "machine": machine_words(placement.device),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = table(results)
     print(text)

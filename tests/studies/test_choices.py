@@ -120,7 +120,8 @@ def test_alpha_stays_where_it_starts():
 def test_the_table_counts_seed_by_seed():
     ours = [{"loss": loss, "ratio": 1.0} for loss in (1.0, 1.2, 1.1)]
     other = [{"loss": one["loss"] + 0.1, "ratio": 1.5} for one in ours]
-    results = {"seeds": [1, 2, 3], "learning_rate": 6e-3, "rows": {"as chosen": ours, "m per layer": other}}
-    text = choices.table(json.loads(json.dumps(results)))
+    rows = {"as chosen": ours, "m per layer": other}
+    made_with = {"seeds": [1, 2, 3], "learning_rate": 6e-3, "machine": "a machine", "torch": "2"}
+    text = choices.table(json.loads(json.dumps(made_with | {"rows": rows})))
     assert "| 1.100 |  | 1.000 |  |" in text
     assert "| 1.200 | +0.100 +- 0.000 | 1.500 | +0.500 +- 0.000 |" in text
