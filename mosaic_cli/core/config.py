@@ -69,7 +69,8 @@ class ModelConfig:
     init: Literal["paper", "gpt2", "truncated"] | None = None
     """Starting values of a mosaic: `paper` (std 1/sqrt(fan_in), logits / sqrt(d_model); default of v1), `gpt2` (std
     0.02, logits unscaled), as in the authors' second code, or `truncated` (truncated normal, smaller in higher blocks;
-    default of v2). The baseline always starts as GPT-2 does."""
+    default of v2, which learns to look up far later from `gpt2`: a recipe that names that start needs `init: null`
+    beside `preset: v2`). The baseline always starts as GPT-2 does."""
     key_extractor: Literal["leaky", "gated", "linear"] | None = None
     """What keys are made of: `leaky`, a leaky average (v1); `gated`, an average whose gate and decay depend on the
     token (v2); or `linear`, each key of its own token alone, which is v1 without the leaky average. The baseline takes
