@@ -30,6 +30,7 @@ from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.data.prepare import prepare
 from mosaic_cli.data.shards import open_split
 from mosaic_cli.device import Placement, choose_placement, machine_words
+from mosaic_cli.evaluation.language import evaluate_language
 from mosaic_cli.evaluation.length import LengthResult, evaluate_length, longest_window
 from mosaic_cli.intervals import estimate_few
 from mosaic_cli.recipe import Recipe, load_recipe
@@ -212,18 +213,21 @@ def built_with(change: Callable[[Mosaic], None]) -> Iterator[None]:
 
 def train(name: str, recipe: Recipe, placement: Placement) -> dict[str, float]:
     """Train one of CHOICES, whose figures are then kept with its run, and read from there the next time."""
-    run_name = f"choices-{name.replace(' ', '-').replace('(', '').replace(')', '')}-seed{recipe.train.seed}"
-    kept = locate_run(run_name).path / "choice.json"
+    run = locate_run(f"choices-{name.replace(' ', '-').replace('(', '').replace(')', '')}-seed{recipe.train.seed}")
+    kept = run.path / "choice.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     with built_with(CHOICES[name]):
-        trainer = setup.begin(recipe, run_name, placement)
-    *_, last = trainer.steps()
+        taken_up = run.exists()
+        trainer = setup.take_up(run, None, placement) if taken_up else setup.begin(recipe, run.name, placement)
+    for _ in trainer.steps():
+        pass
     tokens = open_split(recipe.data_dir, "val")
     window = min(longest_window(trainer.model, len(tokens)), TIMES * recipe.model.context_length)
+    *_, inside = evaluate_language(trainer.model, tokens, placement)
     *_, far = evaluate_length(trainer.model, tokens, window, placement)
-    assert last.validation is not None and isinstance(far, LengthResult)
-    figures = {"loss": last.validation.loss, "ratio": far.ratio(TIMES), "parameters": trainer.run.info()["parameters"]}
+    assert isinstance(far, LengthResult)
+    figures = {"loss": inside.loss, "ratio": far.ratio(TIMES), "parameters": run.info()["parameters"]}
     kept.write_text(json.dumps(figures), encoding="utf-8")
     return figures
 
