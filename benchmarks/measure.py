@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.systems import System, build
-from mosaic_cli.device import Placement, choose_placement
+from mosaic_cli.device import Placement, choose_placement, keep_freed_memory
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.training.optimizer import make_optimizer, update
 
@@ -103,17 +103,18 @@ def decoding(system: System, stored: int, batch: int, vocab_size: int, placement
 WORKLOADS = {"train": training, "prefill": prefill, "decode": decoding}
 
 
-def peak_memory(workload: str, name: str, shape: dict[str, int], T: int, batch: int) -> int:
+def peak_memory(workload: str, name: str, shape: dict[str, int], T: int, batch: int, dtype: str = "auto") -> int:
     """Bytes that one system needs at most once it is built, in a process of its own: on a GPU what the allocator held;
     on a CPU, where it takes Linux to know, the largest resident set beyond what the process held before the model."""
-    asked = {"workload": workload, "name": name, "shape": shape, "T": T, "batch": batch}
+    asked = {"workload": workload, "name": name, "shape": shape, "T": T, "batch": batch, "dtype": dtype}
     command = [sys.executable, "-m", "benchmarks.measure", json.dumps(asked)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def _peak_memory_here(workload: str, name: str, shape: dict[str, int], T: int, batch: int) -> int:
-    placement = choose_placement()
+def _peak_memory_here(workload: str, name: str, shape: dict[str, int], T: int, batch: int, dtype: str) -> int:
+    placement = choose_placement(dtype=dtype, decoding=workload == "decode")
     on_gpu = placement.device.type == "cuda"
+    keep_freed_memory()
     tiniest = shape | TINIEST  # loads the code that the workload runs
     _twice(workload, build(name, tiniest, placement.device), tiniest, 8, 1, placement)
     before = 0 if on_gpu else _resident("VmRSS")

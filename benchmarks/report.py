@@ -35,8 +35,8 @@ def _tables(results: dict) -> Iterable[str]:
         for name, rate in machine["limits"].items()
     )
     yield (
-        f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}. "
-        f"Limits in the last run: {limits}."
+        f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, decoding in "
+        f"{machine['decoding_dtype']}, torch {machine['torch']}. Limits in the last run: {limits}."
     )
     for name in results["missing"]:
         yield f"**{name} was not installed and not measured.**"

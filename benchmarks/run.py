@@ -6,6 +6,8 @@ Each round runs every system once, in turn, so that a drifting machine hurts all
 rounds. Peaks of memory are measured each in a process of its own. A part that is left out keeps the rows that
 benchmarks/results.json has of it. `--page` writes table and figure into docs/.
 
+All systems keep freed memory for what comes after, as `mosaic train` does (`device.keep_freed_memory`).
+
 Parts: `train`, `prefill`, `decode` at the sizes' own shapes; `memory`, the peaks of training and decoding there;
 `length`, training and prefill with growing windows; `stored`, decoding with growing memory; `batch`, both with
 growing batch.
@@ -35,7 +37,7 @@ from benchmarks.report import has_growth, write_figure, write_table
 from benchmarks.systems import BUILDERS, PACKAGES, SIZES, build
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import count_parameters
-from mosaic_cli.device import Placement, choose_placement
+from mosaic_cli.device import choose_placement, keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results.json"
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -48,9 +50,10 @@ Row = dict[str, object]
 class Bench:
     """One run: the systems that are there, and how long to measure."""
 
-    def __init__(self, names: list[str], sizes: list[str], rounds: int, max_seconds: float):
+    def __init__(self, names: list[str], sizes: list[str], rounds: int, max_seconds: float, dtype: str):
         self.names, self.sizes, self.rounds, self.max_seconds = names, sizes, rounds, max_seconds
-        self.placement: Placement = choose_placement()
+        self.dtype, self.placement = dtype, choose_placement(dtype=dtype)
+        self.decoding = choose_placement(dtype=dtype, decoding=True)
         self.limits = machine_limits(self.placement)
 
     def train(self) -> Iterator[Row]:
@@ -105,8 +108,9 @@ class Bench:
     def _time(self, part: str, workload: str, size: str, shape: dict[str, int], batch: int) -> Iterator[Row]:
         systems = {name: build(name, shape, self.placement.device) for name in self.names}
         T = _tokens_read(workload, shape)
+        placement = self.decoding if workload == "decode" else self.placement
         prepared = {
-            name: WORKLOADS[workload](system, T, batch, shape["vocab_size"], self.placement)
+            name: WORKLOADS[workload](system, T, batch, shape["vocab_size"], placement)
             for name, system in systems.items()
         }
         seconds = interleaved(prepared, self.rounds)
@@ -127,7 +131,7 @@ class Bench:
 
     def _memory(self, part: str, workload: str, size: str, shape: dict[str, int], batch: int) -> Iterator[Row]:
         batch, T = 1 if workload == "decode" else batch, _tokens_read(workload, shape)
-        peaks = {name: peak_memory(workload, name, shape, T, batch) for name in self.names}
+        peaks = {name: peak_memory(workload, name, shape, T, batch, self.dtype) for name in self.names}
         for name, peak in peaks.items():
             ratios = {other: peak / peaks[other] for other in self.names if other != name}
             row = _row(workload, name, size, T, batch)
@@ -174,11 +178,16 @@ def main() -> None:
     parser.add_argument("--max-seconds", type=float, default=20, help="windows grow until one takes longer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true", help="write table and figure into docs/")
+    parser.add_argument("--dtype", default="auto", help="float32 or bfloat16; auto is what `mosaic` would take")
+    parser.add_argument("--return-memory", action="store_true", help="have freed memory returned, as torch alone does")
     asked = parser.parse_args()
+    if not asked.return_memory:
+        keep_freed_memory()
     missing = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
     for name in missing:
         _note(f"MISSING: {name} is not installed and not measured; pip install 'mosaic-cli[bench]'")
-    bench = Bench([name for name in BUILDERS if name not in missing], asked.sizes, asked.rounds, asked.max_seconds)
+    names = [name for name in BUILDERS if name not in missing]
+    bench = Bench(names, asked.sizes, asked.rounds, asked.max_seconds, asked.dtype)
     rows = _kept(asked.out, asked.only, asked.sizes)
     results = {"machine": _machine(bench), "missing": missing, "rows": rows}
     for part in asked.only:
@@ -203,6 +212,7 @@ def _machine(bench: Bench) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(placement.dtype).removeprefix("torch."),
+        "decoding_dtype": str(bench.decoding.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "limits": bench.limits,

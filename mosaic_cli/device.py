@@ -1,5 +1,6 @@
 """What `auto` means: which device computes, in which arithmetic, and why."""
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -22,8 +23,12 @@ class Placement:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
+def choose_placement(device: str = "auto", dtype: str = "auto", decoding: bool = False) -> Placement:
     """Resolve `auto`, and check that what was named is there.
+
+    Args:
+        decoding: for one token after another, where a CPU is faster in float32: all weights would be turned to
+            bfloat16 for each token (docs/performance.md).
 
     Raises:
         UsageError: a device that this machine does not have, or an unknown name.
@@ -31,10 +36,28 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
     chosen = torch.device(_best_device()) if device == "auto" else _named_device(device)
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"dtype {dtype!r} is not one of auto, float32, bfloat16", where="--dtype")
+    if dtype == "auto" and decoding and chosen.type == "cpu":
+        return Placement(chosen, torch.float32, f"{chosen} in float32 (the faster one to decode in)")
     native = _has_native_bfloat16(chosen)
     dtype_name = ("bfloat16" if native else "float32") if dtype == "auto" else dtype
     why = "as asked" if dtype != "auto" else f"this {chosen.type} {'computes' if native else 'lacks'} bfloat16 natively"
     return Placement(chosen, getattr(torch, dtype_name), f"{chosen} in {dtype_name} ({why})")
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory that large tensors leave, for those that follow; whether that can be had.
+
+    The C library gives it back to the system, which then clears each page of the next step's tensors anew: on two
+    cores a quarter of a training step, and more where all logits are held at once (docs/performance.md). Only glibc,
+    as on most of Linux, can be told otherwise.
+    """
+    try:
+        tell = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    # its words M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD: from what size on memory is asked for singly, how much
+    # may lie unused before some is given back, and how much is asked for beyond the need; all in bytes
+    return all([tell(-3, 2**30), tell(-1, 2**31 - 1), tell(-2, 2**26)])
 
 
 def machine_words(device: torch.device) -> str:

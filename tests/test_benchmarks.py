@@ -73,6 +73,7 @@ def test_a_missing_peer_is_named_in_the_table(capsys):
         "device": "d",
         "threads": 1,
         "dtype": "float32",
+        "decoding_dtype": "float32",
         "torch": "t",
         "rounds": 3,
         "limits": {"copy_bytes": 1e9},

@@ -1,5 +1,9 @@
 """What `auto` chooses, and that a device or arithmetic which is not there is refused."""
 
+import ctypes
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -52,6 +56,14 @@ def test_a_processor_s_arithmetic(machine, flags, dtype):
     assert ("lacks" in placement.reason) == (dtype == torch.float32)
 
 
+def test_a_cpu_decodes_in_float32(machine):
+    machine(flags=("avx512_bf16",))
+    assert choose_placement(decoding=True).dtype == torch.float32
+    assert choose_placement(dtype="bfloat16", decoding=True).dtype == torch.bfloat16
+    machine(cuda=1)
+    assert "decode" not in choose_placement(decoding=True).reason
+
+
 def test_what_is_named_is_taken(machine):
     machine(cuda=2, flags=("amx_bf16",))
     assert choose_placement("cuda:1", "float32").device == torch.device("cuda:1")
@@ -79,3 +91,31 @@ def test_autocast_runs_matrix_work_in_the_chosen_type():
         assert (a @ a).dtype == torch.bfloat16
     with choose_placement("cpu", "float32").autocast():
         assert (a @ a).dtype == torch.float32
+
+
+STEPS = """
+import resource, sys, torch
+from mosaic_cli.device import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit("refused")
+for step in range(9):
+    if step == 6:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**23) for _ in range(4)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_memory_of_a_step_is_there_for_the_next():
+    faults = [
+        int(subprocess.run([sys.executable, "-c", STEPS, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("keep", "as it is")
+    ]
+    assert faults[0] < 100 < 10_000 < faults[1]  # pages cleared anew in three steps of 128 MB each
+
+
+def test_elsewhere_memory_goes_its_own_way(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert not device.keep_freed_memory()

@@ -46,7 +46,7 @@ def generate(
 
     text = read_prompt(prompt, prompt_file, "generate")
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    placement = choose_placement(device, dtype)
+    placement = choose_placement(device, dtype, decoding=True)
     trained = load_trained(ckpt, placement)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     writer = Writer(

@@ -7,14 +7,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mosaic_cli.core import ops
+
 CHUNKED_FROM = 1024  # vocabulary from which chunks are faster on a CPU: docs/performance.md
-CHUNK_TOKENS = {"cpu": 256}  # longer and shorter ones are slower: docs/performance.md
+CHUNK_TOKENS = {torch.float32: 256, torch.bfloat16: 1024}  # on a CPU; the rest is slower: docs/performance.md
 CHUNK_TOKENS_ELSEWHERE = 4096  # enough work at once for a GPU; not measured
 
 
-def chunk_tokens(device: torch.device) -> int:
-    """Tokens whose logits are made at once."""
-    return CHUNK_TOKENS.get(device.type, CHUNK_TOKENS_ELSEWHERE)
+def chunk_tokens(device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Tokens whose logits, of this dtype, are made at once."""
+    if device.type != "cpu":
+        return CHUNK_TOKENS_ELSEWHERE
+    return CHUNK_TOKENS.get(dtype, CHUNK_TOKENS[torch.float32])
 
 
 def chunks_pay(num_tokens: int, vocab_size: int, device: torch.device) -> bool:
@@ -35,20 +39,14 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         dtype = _product_dtype(hidden)
-        weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device)
+        weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device, dtype)
         by_hidden, by_head = torch.empty_like(hidden), torch.zeros_like(head)
-        wide = torch.promote_types(dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
+        total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
         for start in range(0, N, chunk):
             rows = slice(start, start + chunk)
-            h, t, counts = hidden[rows].to(dtype), targets[rows, None].clamp(min=0), targets[rows, None] >= 0
-            logits = (h @ weight.T).to(wide)  # (chunk, V)
-            own, highest = logits.gather(1, t), logits.amax(1, keepdim=True)
-            p = logits.sub_(highest).exp_()
-            z = p.sum(1, keepdim=True)
-            total += ((z.log() + highest - own) * counts).sum()
-            p.mul_(counts / z).scatter_add_(1, t, -counts.to(wide))  # softmax - one hot
-            p = p.to(dtype)
+            h = hidden[rows].to(dtype)
+            loss, p = _loss_and_gradient(h @ weight.T, targets[rows])
+            total += loss
             by_hidden[rows] = p @ weight
             if dtype == by_head.dtype:
                 by_head.addmm_(p.T, h)
@@ -62,6 +60,22 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         by_hidden, by_head = ctx.saved_tensors
         return by_hidden * gradient, by_head * gradient, None
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy () of a chunk's logits (N, V), and its gradient by them in their dtype and maybe place."""
+    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        from mosaic_cli.core.kernels import bfloat16
+
+        return bfloat16.cross_entropy_(logits, targets), logits
+    targets, counts = targets[:, None].clamp(min=0), targets[:, None] >= 0
+    wide = ops.wide(logits)
+    own, highest = wide.gather(1, targets), wide.amax(1, keepdim=True)
+    p = wide.sub_(highest).exp_()
+    z = p.sum(1, keepdim=True)
+    loss = ((z.log() + highest - own) * counts).sum()
+    p.mul_(counts / z).scatter_add_(1, targets, -counts.to(p.dtype))  # softmax - one hot
+    return loss, p.to(logits.dtype)
 
 
 def _product_dtype(tensor: Tensor) -> torch.dtype:

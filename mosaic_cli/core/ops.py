@@ -248,9 +248,15 @@ def attend(
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
 
-    On a CPU no fused kernel drops weights, and torch's own way spends most of the time on random numbers: there our own
-    loops do it.
+    On a CPU no fused kernel drops weights, and torch's own way spends most of the time on random numbers; the fused
+    ones for bfloat16 are slow. There our own loops do it.
     """
+    if not dropout and attn_mask is None and kernels.halves_serve(queries):
+        from mosaic_cli.core.kernels import bfloat16
+
+        queries = queries * scale if scale != 1 else queries
+        halves = (tensor.bfloat16() for tensor in (queries, keys, values))
+        return bfloat16.attend_window(*halves, window=keys.shape[2]) if is_causal else bfloat16.attend(*halves)
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
     from mosaic_cli.core.kernels import dropped

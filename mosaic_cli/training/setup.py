@@ -11,7 +11,7 @@ from mosaic_cli.data.batches import WindowBatches
 from mosaic_cli.data.rows import RowBatches, Rows, batches_of, open_data
 from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.device import Placement, machine_words
+from mosaic_cli.device import Placement, keep_freed_memory, machine_words
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.runs.directory import Run, create_run, locate_run, refuse_existing
@@ -37,7 +37,9 @@ LEAVES_RESULTS = MAY_CHANGE_ON_RESUME - {"train.max_steps", "train.eval_interval
 
 
 def new_model(recipe: Recipe, vocab_size: int, placement: Placement) -> LanguageModel:
-    """The recipe's model with the starting values that its seed gives, on the placement's device."""
+    """The recipe's model, to be trained, with the starting values that its seed gives, on the placement's device."""
+    if placement.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(recipe.train.seed)
     return build_model(recipe.model.with_vocab(vocab_size)).to(placement.device)
 

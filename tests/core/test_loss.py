@@ -14,7 +14,7 @@ V = 19
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch):
     monkeypatch.setattr(loss, "CHUNKED_FROM", V)
-    monkeypatch.setitem(loss.CHUNK_TOKENS, "cpu", 4)
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", dict.fromkeys(loss.CHUNK_TOKENS, 4))
 
 
 def _given(dtype=torch.float64, N=11, V=V):

@@ -1,4 +1,4 @@
-"""Fused forms of a few functions: `cpu` and `dropped` for training on a CPU, `leaky` for GPUs.
+"""Fused forms of a few functions: `cpu`, `bfloat16` and `dropped` for training on a CPU, `leaky` for GPUs.
 
 Those for GPUs are optional, and `implementation` says what will be used. They have been checked in Triton's
 interpreter, but never on a GPU: until `benchmarks/gpu.py` has passed on one, they serve only where MOSAIC_TRITON=1
@@ -30,6 +30,15 @@ def loops_serve(x: torch.Tensor) -> bool:
     Without gradients, as in decoding, the plain functions are quick enough, and Numba takes a second to load.
     """
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def halves_serve(x: torch.Tensor) -> bool:
+    """Whether `bfloat16` computes attention of x: where `cpu` serves, and x is or will be cast to bfloat16."""
+    if not loops_serve(x):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.bfloat16
 
 
 def implementation(device: torch.device, compiled: bool = False) -> str | None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 prange = numba.prange
+FREEDOMS = {"reassoc", "contract", "nsz"}  # LLVM's words for what the first line says
 
 
 def loops(function):
     """A function of arrays whose `prange` runs in parallel."""
-    return _compiled(function, parallel=True, fastmath={"reassoc", "contract", "nsz"})
+    return _compiled(function, parallel=True)
 
 
 def inner(function):
@@ -23,9 +24,9 @@ def inner(function):
 
 def _compiled(function, **options):
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, fastmath=FREEDOMS, **options)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written: compile in every process
-        return numba.njit(**options)(function)
+        return numba.njit(fastmath=FREEDOMS, **options)(function)
 
 
 def run(function, *arguments: Tensor | float) -> None:
