@@ -136,8 +136,8 @@ def _prepared_placement(recipe: "Recipe") -> "Placement":
     from mosaic_cli.training.setup import data_differences
 
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    averaging = implementation(placement.device, recipe.train.compile) if recipe.model.kind == "mosaic" else None
-    display.note(", ".join(filter(None, [f"training on {placement.reason}", averaging, f"seed {recipe.train.seed}"])))
+    computing = implementation(placement.device, recipe.model.kind, recipe.train.compile)
+    display.note(", ".join(filter(None, [f"training on {placement.reason}", computing, f"seed {recipe.train.seed}"])))
     if not recipe.data_dir.exists():
         prepare_with_progress(recipe.data, recipe.data_dir)
     elif differences := data_differences(recipe):

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mosaic_cli.core import ops
+from mosaic_cli.core.kernels import product_dtype
 
 CHUNKED_FROM = 1024  # vocabulary from which chunks are faster on a CPU: docs/performance.md
 CHUNK_TOKENS = {torch.float32: 256, torch.bfloat16: 1024}  # on a CPU; the rest is slower: docs/performance.md
@@ -38,7 +39,7 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        dtype = _product_dtype(hidden)
+        dtype = product_dtype(hidden)
         weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device, dtype)
         by_hidden, by_head = torch.empty_like(hidden), torch.zeros_like(head)
         total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
@@ -65,9 +66,9 @@ class ChunkedLoss(torch.autograd.Function):
 def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy () of a chunk's logits (N, V), and its gradient by them in their dtype and maybe place."""
     if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        from mosaic_cli.core.kernels import bfloat16
+        from mosaic_cli.core.kernels import cross_entropy
 
-        return bfloat16.cross_entropy_(logits, targets), logits
+        return cross_entropy.cross_entropy_(logits, targets), logits
     targets, counts = targets[:, None].clamp(min=0), targets[:, None] >= 0
     wide = ops.wide(logits)
     own, highest = wide.gather(1, targets), wide.amax(1, keepdim=True)
@@ -76,8 +77,3 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     loss = ((z.log() + highest - own) * counts).sum()
     p.mul_(counts / z).scatter_add_(1, targets, -counts.to(p.dtype))  # softmax - one hot
     return loss, p.to(logits.dtype)
-
-
-def _product_dtype(tensor: Tensor) -> torch.dtype:
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

@@ -248,15 +248,18 @@ def attend(
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
 
-    On a CPU no fused kernel drops weights, and torch's own way spends most of the time on random numbers; the fused
-    ones for bfloat16 are slow. There our own loops do it.
+    Where a CPU trains, our own loops do it: no fused kernel drops weights there, and torch's own way spends most of the
+    time on random numbers; those for bfloat16 and for short texts are slow.
     """
-    if not dropout and attn_mask is None and kernels.halves_serve(queries):
-        from mosaic_cli.core.kernels import bfloat16
+    if not dropout and attn_mask is None and kernels.loops_serve(queries):
+        from mosaic_cli.core.kernels import attention
 
-        queries = queries * scale if scale != 1 else queries
-        halves = (tensor.bfloat16() for tensor in (queries, keys, values))
-        return bfloat16.attend_window(*halves, window=keys.shape[2]) if is_causal else bfloat16.attend(*halves)
+        dtype = kernels.product_dtype(queries)
+        if attention.pays(queries, keys, dtype):
+            queries, keys, values = ((queries * scale).to(dtype), keys.to(dtype), values.to(dtype))
+            if is_causal:
+                return attention.attend_window(queries, keys, values, window=keys.shape[2])
+            return attention.attend(queries, keys, values)
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
     from mosaic_cli.core.kernels import dropped

@@ -1,4 +1,4 @@
-"""Fused forms of a few functions: `cpu`, `bfloat16` and `dropped` for training on a CPU, `leaky` for GPUs.
+"""Fused forms of a few functions: `leaky` for GPUs, the others for training on a CPU.
 
 Those for GPUs are optional, and `implementation` says what will be used. They have been checked in Triton's
 interpreter, but never on a GPU: until `benchmarks/gpu.py` has passed on one, they serve only where MOSAIC_TRITON=1
@@ -32,24 +32,23 @@ def loops_serve(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def halves_serve(x: torch.Tensor) -> bool:
-    """Whether `bfloat16` computes attention of x: where `cpu` serves, and x is or will be cast to bfloat16."""
-    if not loops_serve(x):
-        return False
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return x.dtype == torch.bfloat16
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """In which products of x are made: autocast's dtype where it is on, else that of x."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def implementation(device: torch.device, compiled: bool = False) -> str | None:
-    """What averages keys there while training, in words for people to read; None where nothing needs to be said.
+def implementation(device: torch.device, kind: str = "mosaic", compiled: bool = False) -> str | None:
+    """How training computes there, in words for people to read; None where nothing needs to be said.
 
     Args:
+        kind: of the model, `mosaic` or `transformer`.
         compiled: whether torch's compiler makes the step, which has no use for the loops on a CPU.
     """
     if device.type == "cpu" and not compiled:
-        return "keys and values by loops, which the first step compiles unless they were before"
-    if device.type != "cuda":
+        what = "reads, keys and values" if kind == "mosaic" else "attention"
+        return f"{what} by loops, which the first step compiles unless they were before"
+    if device.type != "cuda" or kind != "mosaic":
         return None
     if os.environ.get(ASKED) != "1":
         return f"leaky average by PyTorch (a Triton kernel is there, not yet tried on a GPU: {ASKED}=1)"

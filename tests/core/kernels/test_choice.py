@@ -21,6 +21,8 @@ def test_a_cpu_has_no_choice(monkeypatch):
     monkeypatch.setenv(kernels.ASKED, "1")
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
     assert "the first step compiles" in kernels.implementation(torch.device("cpu"))
+    assert kernels.implementation(torch.device("cpu"), "transformer").startswith("attention by loops")
     assert kernels.implementation(torch.device("cpu"), compiled=True) is None
+    assert kernels.implementation(GPU, "transformer") is None
     assert kernels.implementation(torch.device("mps")) is None
     assert not kernels.serves(torch.zeros(1))

@@ -1,0 +1,48 @@
+"""Numbers of bfloat16 in compiled loops, which NumPy does not know: as the 16 bits that they are."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mosaic_cli.core.kernels.compiled import inner
+
+LOG2_E = np.float32(math.log2(math.e))
+TAYLOR = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(7))  # of 2^x: 2e-7 for |x| <= 1/2
+
+
+def bits(x: Tensor) -> Tensor:
+    """What loops take for a tensor of bfloat16; other tensors as they are."""
+    return x.view(torch.uint16) if x.dtype == torch.bfloat16 else x
+
+
+@inner
+def exp(x):
+    """e^x for x <= 0 to two millionths, never less than 2^-126; what is not a number stays so."""
+    x *= LOG2_E
+    x = np.float32(-126) if x < np.float32(-126) else x
+    whole = np.floor(x + np.float32(0.5))
+    x -= whole
+    power = TAYLOR[6]
+    power = power * x + TAYLOR[5]
+    power = power * x + TAYLOR[4]
+    power = power * x + TAYLOR[3]
+    power = power * x + TAYLOR[2]
+    power = power * x + TAYLOR[1]
+    power = power * x + TAYLOR[0]
+    return power * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@inner
+def narrow(x):
+    """The bits of the bfloat16 nearest to a float32, of two the even one."""
+    bits = np.float32(x).view(np.uint32)
+    last = np.uint32(bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + last) >> np.uint32(16))
+
+
+@inner
+def widen(bits):
+    """The float32 that the bits of a bfloat16 are."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
