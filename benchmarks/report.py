@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from mosaic_cli.commands.markdown import write_between
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "performance.md"
 FIGURE = DOCS / "figures" / "performance"
-BEGIN, END = "<!-- begin: python -m benchmarks.run --page -->", "<!-- end -->"
+COMMAND = "python -m benchmarks.run --page"
 COLOURS = {
     "mosaic": "#c1440e",
     "mosaic v2": "#e0983a",
@@ -23,9 +25,7 @@ def write_table(results: dict, into_page: bool) -> None:
     text = "\n\n".join(_tables(results))
     print(text)
     if into_page:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        write_between(PAGE, COMMAND, text)
 
 
 def _tables(results: dict) -> Iterable[str]:

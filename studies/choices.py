@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from mosaic_cli.commands import markdown
 from mosaic_cli.core import ops
 from mosaic_cli.core.features import GatedKeyExtractor
 from mosaic_cli.core.gated import next_average, true_average
@@ -39,7 +40,7 @@ from mosaic_cli.training import setup
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "choices.json", HERE.parent / "docs" / "equations.md"
-BEGIN, END = "<!-- begin: python -m studies.choices --page -->", "<!-- end -->"
+COMMAND = "python -m studies.choices --page"
 SEEDS = (1, 2)
 TIMES = 8  # training lengths up to which the loss far out is taken
 SETTINGS = [
@@ -234,9 +235,8 @@ def train(name: str, recipe: Recipe, placement: Placement) -> dict[str, float]:
 
 def table(results: dict) -> str:
     """Each way's figures, and how much more than ours it loses, seed by seed: means and Student's 95 % intervals."""
-    lines = ["| chosen otherwise | validation loss | more than as chosen | loss far out | more than as chosen |"]
-    lines.append("|---|---|---|---|---|")
-    rows = results["rows"]
+    head = ["chosen otherwise", "validation loss", "more than as chosen", "loss far out", "more than as chosen"]
+    lines, rows = [], results["rows"]
     ours = rows["as chosen"]
     for name, seeds in rows.items():
         cells = [f"{name}: {CHOICES[name].__doc__}"]
@@ -245,9 +245,9 @@ def table(results: dict) -> str:
             cells.append(f"{fmean(own):.3f}")
             lead = estimate_few([one - other[figure] for one, other in zip(own, ours, strict=True)])
             cells.append("" if name == "as chosen" else f"{lead.mean:+.3f} +- {lead.high - lead.mean:.3f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells)
     spread = ", ".join(f"{stdev(one[figure] for one in ours):.3f}" for figure in ("loss", "ratio"))
-    return "\n".join(lines) + (
+    return markdown.table(head, lines) + (
         f"\n\nSeeds: {', '.join(map(str, results['seeds']))}, all other settings as in `v2-parts`, learning rate "
         f"{results['learning_rate']:g}. Loss far out: that of positions from {TIMES // 2} to {TIMES} training lengths, "
         f"over that of the same tokens inside. Standard deviation over seeds, as chosen: {spread}. "
@@ -280,8 +280,7 @@ def main() -> None:
     text = table(results)
     print(text)
     if into_page:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        markdown.write_between(PAGE, COMMAND, text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from mosaic_cli.app import app
+from mosaic_cli.commands import markdown
 from mosaic_cli.commands.manual import JSON_OBJECTS, commands, pages, write_pages
 from mosaic_cli.errors import CheckFailed
 from mosaic_cli.generation import Sample
@@ -138,3 +139,13 @@ def _strings(folder: Path) -> set[str]:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py") if path.stem != "manual"]
     constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return {value for value in constants if isinstance(value, str)}
+
+
+def test_what_is_generated_has_its_place(tmp_path):
+    page = tmp_path / "page.md"
+    begin, end = markdown.marks("make it")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
+    markdown.write_between(page, "make it", "new")
+    assert page.read_text(encoding="utf-8") == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
+    with pytest.raises(ValueError, match="no place for make tea"):
+        markdown.write_between(page, "make tea", "new")

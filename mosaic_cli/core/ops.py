@@ -248,8 +248,8 @@ def attend(
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
 
-    Where a CPU trains, our own loops do it: no fused kernel drops weights there, and torch's own way spends most of the
-    time on random numbers; those for bfloat16 and for short texts are slow.
+    Where a CPU trains, our own loops do it in two cases: no fused kernel drops weights there, and torch's own way
+    spends most of the time on random numbers; and those for bfloat16 are slow.
     """
     if not dropout and attn_mask is None and kernels.loops_serve(queries):
         from mosaic_cli.core.kernels import attention

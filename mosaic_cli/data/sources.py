@@ -51,8 +51,11 @@ class StorySource(Source):
         from mosaic_cli.data.long_stories import told_in_turns
         from mosaic_cli.data.stories import stories
 
-        seed, plain = self.data.seed, (story.text for story in stories(self.total, seed=self.data.seed))
-        for text in (told_in_turns(seed, index) for index in range(self.total)) if self.in_turns else plain:
+        if self.in_turns:
+            texts = (told_in_turns(self.data.seed, index) for index in range(self.total))
+        else:
+            texts = (story.text for story in stories(self.total, seed=self.data.seed))
+        for text in texts:
             self.done += 1
             yield text, True
 

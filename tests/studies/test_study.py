@@ -74,7 +74,7 @@ def test_figures_are_those_of_the_evaluation(on):
     assert set(FIGURES[on]) <= set(TASKS[on].figures)
 
 
-@pytest.mark.parametrize("name", ["v2-parts", "length", "length-long", "v2-parts-long"])
+@pytest.mark.parametrize("name", ["v2-parts", "length", "length-long", "v2-parts-long", "regbench-parts"])
 def test_parts_are_compared_at_equal_size(name):
     sizes = set()
     for run in Plan(load_study(name)).runs.values():

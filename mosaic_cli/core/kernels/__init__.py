@@ -38,16 +38,19 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def implementation(device: torch.device, kind: str = "mosaic", compiled: bool = False) -> str | None:
+def implementation(device: torch.device, dtype: torch.dtype, kind: str, compiled: bool = False) -> str | None:
     """How training computes there, in words for people to read; None where nothing needs to be said.
 
     Args:
+        dtype: of the products.
         kind: of the model, `mosaic` or `transformer`.
         compiled: whether torch's compiler makes the step, which has no use for the loops on a CPU.
     """
     if device.type == "cpu" and not compiled:
-        what = "reads, keys and values" if kind == "mosaic" else "attention"
-        return f"{what} by loops, which the first step compiles unless they were before"
+        looped = ["attention"] * (dtype == torch.bfloat16) + ["keys", "values"] * (kind == "mosaic")
+        return (
+            f"{', '.join(looped)} by loops, which the first step compiles unless they were before" if looped else None
+        )
     if device.type != "cuda" or kind != "mosaic":
         return None
     if os.environ.get(ASKED) != "1":

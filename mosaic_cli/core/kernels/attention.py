@@ -1,9 +1,8 @@
-"""Attention for training on a CPU: torch's products of whole matrices with a compiled loop between.
+"""Attention for training in bfloat16 on a CPU: torch's products of whole matrices with a compiled loop between.
 
-Torch's fused attention gets little of the speed that products have in bfloat16, least of all in its backward pass, and
-is slow for short texts in float32 as well. Here the weights of a block of heads are made at once, and kept for the
-backward pass if they are not too many. Scores are float32, for a memory of small bandwidth has large ones.
-docs/performance.md has the figures.
+Torch's fused attention gets little of the speed that products have in bfloat16, least of all in its backward pass.
+Here the weights of a block of heads are made at once, and kept for the backward pass: memory for speed, where they are
+not too many. Scores are float32, for a memory of small bandwidth has large ones. docs/performance.md has the figures.
 """
 
 from typing import NamedTuple
@@ -17,17 +16,18 @@ from mosaic_cli.core.kernels.halves import bits, exp, narrow
 
 SCORES = 2**23  # of one block at most: 32 MB; shorter blocks are slower, for all their own steps
 BANDED = 128  # queries of a block at most, where each sees other pairs: short blocks meet fewer that are not read
-KEPT = 2**25  # bytes of weights up to which they are kept for the backward pass
+KEPT = 2**26  # bytes of weights, beyond which torch's attention is the better
 
 
-def pays(queries: Tensor, keys: Tensor, dtype: torch.dtype) -> bool:
-    """Whether it is faster than torch's fused attention: in bfloat16, and in float32 where the weights are kept."""
-    return dtype == torch.bfloat16 or (dtype == torch.float32 and _weight_bytes(queries, keys, dtype) <= KEPT)
+def pays(queries: Tensor, keys: Tensor, dtype: torch.dtype, window: int | None = None) -> bool:
+    """Whether it is worth its memory for queries (..., T, D) and keys (..., S, D): in bfloat16, where the weights are
+    not too many."""
+    met = keys.shape[-2] if window is None else min(keys.shape[-2], window + BANDED)
+    return dtype == torch.bfloat16 and 0 < 2 * queries[..., 0].numel() * met <= KEPT
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Softmax attention (B, H, T, D) for queries already scaled (B, H, T, D), keys and values (B, H, S, D), all of them
-    bfloat16 or float32."""
+    """Softmax attention (B, H, T, D) in bfloat16 for queries already scaled (B, H, T, D) and pairs (B, H, S, D)."""
     return _attend(queries, keys, values, seen=keys.shape[2], window=queries.shape[2] + keys.shape[2])
 
 
@@ -60,16 +60,14 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor, seen: int, window: int) -> Tensor:
-        ctx.blocks, ctx.window = _blocks(queries, keys, seen, window), window
+        ctx.blocks = _blocks(queries, keys, seen, window)
         reads = torch.empty_like(queries, memory_format=torch.contiguous_format)
         wide = queries.float(), keys.float()
-        keeps = _weight_bytes(queries, keys, queries.dtype) <= KEPT
         kept = []
         for block in ctx.blocks:
-            weights = _weights(*wide, block, window, queries.dtype)
+            weights = _weights(*wide, block, window)
             reads[block.heads, block.queries] = weights @ values[block.heads, block.pairs]
-            if keeps:
-                kept.append(weights)
+            kept.append(weights)
         ctx.save_for_backward(queries, keys, values, *kept)
         return reads
 
@@ -79,22 +77,14 @@ class _Attention(torch.autograd.Function):
         queries, keys, values, *kept = ctx.saved_tensors
         by_queries = torch.empty_like(queries)
         by_keys, by_values = (torch.zeros_like(pairs, dtype=torch.float32) for pairs in (keys, values))
-        wide = () if kept else (queries.float(), keys.float())
-        for number, block in enumerate(ctx.blocks):
-            heads, rows, pairs, _ = block
-            weights = kept[number] if kept else _weights(*wide, block, ctx.window, queries.dtype)
+        for (heads, rows, pairs, _), weights in zip(ctx.blocks, kept, strict=True):
             by_reads = gradient[heads, rows]
             by_values[heads, pairs] += weights.mT @ by_reads
-            by_weights = by_reads @ values[heads, pairs].mT
-            by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            by_scores = by_reads @ values[heads, pairs].mT  # so far those by the weights
+            torch.ops.aten._softmax_backward_data.out(by_scores, weights, -1, weights.dtype, grad_input=by_scores)
             by_queries[heads, rows] = by_scores @ keys[heads, pairs]
             by_keys[heads, pairs] += by_scores.mT @ queries[heads, rows]
         return by_queries, by_keys.to(keys.dtype), by_values.to(values.dtype), None, None
-
-
-def _weight_bytes(queries: Tensor, keys: Tensor, dtype: torch.dtype) -> int:
-    """Bytes of the weights of all pairs, for queries (..., T, D) and keys (..., S, D)."""
-    return queries[..., 0].numel() * keys.shape[-2] * dtype.itemsize
 
 
 def _blocks(queries: Tensor, keys: Tensor, seen: int, window: int) -> list[_Block]:
@@ -113,25 +103,24 @@ def _blocks(queries: Tensor, keys: Tensor, seen: int, window: int) -> list[_Bloc
     return blocks
 
 
-def _weights(queries: Tensor, keys: Tensor, block: _Block, window: int, dtype: torch.dtype) -> Tensor:
-    """A block's weights (G, queries, pairs) in this dtype, for float32 queries and keys."""
+def _weights(queries: Tensor, keys: Tensor, block: _Block, window: int) -> Tensor:
+    """A block's weights (G, queries, pairs) in bfloat16, for float32 queries and keys."""
     scores = queries[block.heads, block.queries] @ keys[block.heads, block.pairs].mT
-    weights = scores if dtype == torch.float32 else torch.empty_like(scores, dtype=dtype)
+    weights = torch.empty_like(scores, dtype=torch.bfloat16)
     run(_softmax, scores, bits(weights), block.seen, window)
     return weights
 
 
 @loops
 def _softmax(scores, weights, seen, window):
-    """Weights (G, T, S), the bits of bfloat16 or float32, of scores (G, T, S), which are overwritten. Query t sees the
-    pairs t + seen - window <= s < t + seen, at least one.
+    """Weights (G, T, S), the bits of bfloat16, of scores (G, T, S), which are overwritten. Query t sees the pairs
+    t + seen - window <= s < t + seen, at least one.
 
     Integers compare as the floats of the same bits do, once the lower bits of negative ones are turned: a maximum of
     floats would be taken one by one, for the sake of what is not a number.
     """
     G, T, S = scores.shape
     turned, zero, one = np.int32(0x7FFFFFFF), np.float32(0), np.float32(1)
-    halves = weights.itemsize == 2
     for row in prange(G * T):
         g, t = row // T, row % T
         first, last = max(0, t + seen - window), min(S, t + seen)
@@ -147,11 +136,7 @@ def _softmax(scores, weights, seen, window):
             score[s] = power
             total += power
         inverse = one / total
-        if halves:
-            for s in range(len(score)):
-                weight[s] = narrow(score[s] * inverse)
-        else:
-            for s in range(len(score)):
-                weight[s] = score[s] * inverse
+        for s in range(len(score)):
+            weight[s] = narrow(score[s] * inverse)
         weights[g, t, :first] = 0
         weights[g, t, last:] = 0

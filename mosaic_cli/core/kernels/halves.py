@@ -13,8 +13,8 @@ TAYLOR = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(7
 
 
 def bits(x: Tensor) -> Tensor:
-    """What loops take for a tensor of bfloat16; other tensors as they are."""
-    return x.view(torch.uint16) if x.dtype == torch.bfloat16 else x
+    """What loops take for a tensor of bfloat16."""
+    return x.view(torch.uint16)
 
 
 @inner

@@ -1,4 +1,4 @@
-"""Attention for training on a CPU: against float64, to the precision that bfloat16 or float32 has."""
+"""Attention for training in bfloat16 on a CPU: against float64, to the precision that bfloat16 has."""
 
 import pytest
 import torch
@@ -20,11 +20,8 @@ READS = {
 }
 
 
-PRECISION = {torch.bfloat16: 0.01, torch.float32: 1e-5}
-
-
-def _inputs(dtype=torch.bfloat16):
-    return [torch.randn(B, T, H, D).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
+def _inputs():
+    return [torch.randn(B, T, H, D).bfloat16().transpose(1, 2).requires_grad_() for _ in range(3)]
 
 
 def _slow(inputs, seen):
@@ -40,27 +37,16 @@ def _graded(reads, inputs):
 
 def _assert_near(ours, exact):
     assert ours.shape == exact.shape
-    assert (ours - exact).norm() <= PRECISION[ours.dtype] * exact.norm()
+    assert (ours - exact).norm() <= 0.01 * exact.norm()
 
 
-@pytest.mark.parametrize("kept", [2**25, 0], ids=["weights kept", "made again"])
 @pytest.mark.parametrize("scores", [2**23, 2 * T * T, 1000], ids=["one block", "some heads", "some queries"])
 @pytest.mark.parametrize("seen", SEEN)
-@pytest.mark.parametrize("dtype", PRECISION, ids=str)
-def test_reads_and_gradients_are_those_of_attention(dtype, seen, scores, kept, monkeypatch):
+def test_reads_and_gradients_are_those_of_attention(seen, scores, monkeypatch):
     monkeypatch.setattr(attention, "SCORES", scores)
-    monkeypatch.setattr(attention, "KEPT", kept)
     inputs = _inputs()
     for ours, exact in zip(_graded(READS[seen](*inputs), inputs), _graded(_slow(inputs, seen), inputs), strict=True):
         _assert_near(ours, exact)
-
-
-def test_weights_made_again_are_the_kept_ones(monkeypatch):
-    inputs = _inputs()
-    first = _graded(attention.attend(*inputs), inputs)
-    monkeypatch.setattr(attention, "KEPT", 0)
-    for one, other in zip(first, _graded(attention.attend(*inputs), inputs), strict=True):
-        assert torch.equal(one, other)
 
 
 def test_the_newest_of_many_positions_see_theirs():
@@ -87,22 +73,20 @@ def test_what_is_not_finite_stays_so(bad, sign):
 
 
 @pytest.mark.parametrize("mask", [{}, {"is_causal": True}], ids=["all", "causal"])
-def test_it_serves_where_a_cpu_trains(mask, monkeypatch):
+def test_it_serves_where_a_cpu_trains_in_bfloat16(mask, monkeypatch):
     inputs = [tensor.detach().float().requires_grad_() for tensor in _inputs()]
-    exact = [tensor.double() for tensor in inputs]
-    by_torch = _graded(ops.attend(*exact, 0.0, scale=0.5, **mask), inputs)
     in_float32 = ops.attend(*inputs, 0.0, scale=0.5, **mask)
+    assert "_Attention" not in str(in_float32.grad_fn.next_functions)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        in_bfloat16 = ops.attend(*inputs, 0.0, scale=0.5, **mask)
-    for reads, dtype in ((in_float32, torch.float32), (in_bfloat16, torch.bfloat16)):
-        assert reads.dtype == dtype and "_Attention" in reads.grad_fn.next_functions[0][0].name()
-        for ours, slow in zip(_graded(reads, inputs), by_torch, strict=True):
-            assert (ours - slow).norm() <= PRECISION[dtype] * slow.norm()
-    monkeypatch.setattr(attention, "KEPT", 0)
-    assert "_Attention" not in str(ops.attend(*inputs, 0.0, **mask).grad_fn.next_functions)  # slower by our loops
-    monkeypatch.setattr(attention, "_attend", None)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        ops.attend(*inputs, 0.0, **mask)  # by torch: nothing is trained
+        reads = ops.attend(*inputs, 0.0, scale=0.5, **mask)
+        assert reads.dtype == torch.bfloat16 and "_Attention" in str(reads.grad_fn.next_functions)
+        for ours, exact in zip(_graded(reads, inputs), _graded(in_float32, inputs), strict=True):
+            assert (ours - exact).norm() <= 0.01 * exact.norm()
+        monkeypatch.setattr(attention, "KEPT", 0)
+        assert "_Attention" not in str(ops.attend(*inputs, 0.0, **mask).grad_fn.next_functions)  # too many weights
+        monkeypatch.setattr(attention, "_attend", None)
+        with torch.no_grad():
+            ops.attend(*inputs, 0.0, **mask)  # by torch: nothing is trained
 
 
 def test_windows_are_read_by_it():

@@ -7,22 +7,28 @@ from mosaic_cli.core import kernels
 GPU = torch.device("cuda")
 
 
+def _said(device=GPU, dtype=torch.float32, kind="mosaic", compiled=False):
+    return kernels.implementation(device, dtype, kind, compiled)
+
+
 def test_a_gpu_is_told_what_averages_its_keys(monkeypatch):
     monkeypatch.delenv(kernels.ASKED, raising=False)
-    assert "by PyTorch" in kernels.implementation(GPU) and "MOSAIC_TRITON=1" in kernels.implementation(GPU)
+    assert "by PyTorch" in _said() and "MOSAIC_TRITON=1" in _said()
     monkeypatch.setenv(kernels.ASKED, "1")
     monkeypatch.setattr(kernels, "_has_triton", lambda: False)
-    assert "Triton is not installed" in kernels.implementation(GPU)
+    assert "Triton is not installed" in _said()
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
-    assert kernels.implementation(GPU) == "leaky average by Triton"
+    assert _said() == "leaky average by Triton"
+    assert _said(kind="transformer") is None
 
 
 def test_a_cpu_has_no_choice(monkeypatch):
     monkeypatch.setenv(kernels.ASKED, "1")
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
-    assert "the first step compiles" in kernels.implementation(torch.device("cpu"))
-    assert kernels.implementation(torch.device("cpu"), "transformer").startswith("attention by loops")
-    assert kernels.implementation(torch.device("cpu"), compiled=True) is None
-    assert kernels.implementation(GPU, "transformer") is None
-    assert kernels.implementation(torch.device("mps")) is None
+    cpu = torch.device("cpu")
+    assert _said(cpu).startswith("keys, values by loops, which the first step compiles")
+    assert _said(cpu, torch.bfloat16).startswith("attention, keys, values by loops")
+    assert _said(cpu, torch.bfloat16, "transformer").startswith("attention by loops")
+    assert _said(cpu, kind="transformer") is None and _said(cpu, compiled=True) is None
+    assert _said(torch.device("mps")) is None
     assert not kernels.serves(torch.zeros(1))

@@ -1,0 +1,97 @@
+"""Attention for training in bfloat16 on a CPU beside torch's fused one, forward and backward, in turn: `python -m
+benchmarks.attention [--rounds N]`.
+
+One line a case: milliseconds of both, and how many times as fast ours is. It is where `core.kernels.attention.pays`
+comes from. The cases are the slots and the strict past of the bench's sizes, and a long text.
+"""
+
+import argparse
+import statistics
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import interleaved, ratio
+from mosaic_cli.core.kernels import attention
+from mosaic_cli.device import keep_freed_memory
+
+
+class Case(NamedTuple):
+    """Queries (B, H, T, D), which read S pairs each or those of their past."""
+
+    name: str
+    B: int
+    H: int
+    T: int
+    D: int
+    S: int
+    causal: bool
+
+
+CASES = (
+    Case("tiny, slots", 1, 4, 768, 32, 448, False),
+    Case("tiny, past", 12, 4, 63, 32, 63, True),
+    Case("small, slots", 1, 4, 4096, 64, 896, False),
+    Case("small, past", 8, 4, 511, 64, 511, True),
+    Case("124m, slots", 1, 12, 512, 64, 2688, False),
+    Case("124m, past", 1, 12, 511, 64, 511, True),
+    Case("long, past", 1, 4, 4095, 64, 4095, True),
+)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    keep_freed_memory()
+    for case in CASES:
+        _measure(case, rounds)
+
+
+def _measure(case: Case, rounds: int) -> None:
+    inputs = [
+        torch.randn(case.B, length, case.H, case.D).bfloat16().transpose(1, 2).requires_grad_()
+        for length in (case.T, case.S, case.S)
+    ]
+    gradient = torch.randn(case.B, case.H, case.T, case.D).bfloat16()
+
+    def ours() -> Tensor:
+        return attention.attend_window(*inputs, window=case.S) if case.causal else attention.attend(*inputs)
+
+    def fused() -> Tensor:
+        return F.scaled_dot_product_attention(*inputs, is_causal=case.causal, scale=1.0)
+
+    def backward(reads: Tensor) -> object:
+        return torch.autograd.grad(reads, inputs, gradient)
+
+    seconds = interleaved(
+        {
+            "fused, forward": lambda: fused,
+            "ours, forward": lambda: ours,
+            "fused, backward": lambda: partial(backward, fused()),
+            "ours, backward": lambda: partial(backward, ours()),
+        },
+        rounds,
+    )
+    both = {way: [sum(pair) for pair in _pairs(seconds, way)] for way in ("fused", "ours")}
+    ms = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+    print(
+        f"{case.name:12}  "
+        f"fused {ms['fused, forward']:6.2f} + {ms['fused, backward']:6.2f} ms  "
+        f"ours {ms['ours, forward']:6.2f} + {ms['ours, backward']:6.2f} ms  "
+        f"{ratio(both['fused'], both['ours']):.2f} times as fast  "
+        f"{'taken' if attention.pays(*inputs[:2], torch.bfloat16) else 'not taken'}",
+        flush=True,
+    )
+
+
+def _pairs(seconds: dict[str, list[float]], way: str) -> zip:
+    return zip(seconds[f"{way}, forward"], seconds[f"{way}, backward"], strict=True)
+
+
+if __name__ == "__main__":
+    main()
