@@ -178,9 +178,13 @@ def main() -> None:
     parser.add_argument("--max-seconds", type=float, default=20, help="windows grow until one takes longer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true", help="write table and figure into docs/")
-    parser.add_argument("--dtype", default="auto", help="float32 or bfloat16; auto is what `mosaic` would take")
-    parser.add_argument("--return-memory", action="store_true", help="have freed memory returned, as torch alone does")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--return-memory", action="store_true", help="have freed memory returned while timing, as torch alone does"
+    )
     asked = parser.parse_args()
+    if asked.out == RESULTS and (asked.dtype != "auto" or asked.return_memory):
+        parser.error(f"{RESULTS.name} has what `mosaic` would take; name another file with --out")
     if not asked.return_memory:
         keep_freed_memory()
     missing = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]

@@ -32,7 +32,7 @@ GENERAL = f"""
 - A command that fails with `--json` prints `{{"schema": "mosaic.error/1", "error": {{"message", "hint", "where"}}}}`: what is wrong, what to do next, and the file, key or option it is about. `hint` and `where` may be null.
 - `--debug`, or `MOSAIC_DEBUG=1`, shows the traceback of an error. `NO_COLOR` turns colours off. `HF_HUB_OFFLINE=1` keeps `prepare` and `train` from asking the network; no other command asks it.
 - `--ckpt` takes the name of a run (`first` is the folder `runs/first`), the path of a run's folder, or the path of a checkpoint's folder. After the name, `@best`, `@latest` or `@1000` chooses the checkpoint. Without it, it is the best one, or the latest one before the first validation.
-- `--device auto` takes cuda, then mps, then cpu. `--dtype auto` takes bfloat16 where the device computes it natively, else float32. What was chosen, and why, is said on stderr.
+- `--device auto` takes cuda, then mps, then cpu. `--dtype auto` takes bfloat16 where the device computes it natively, else float32; `generate` takes float32 on a CPU, the faster one there. What was chosen, and why, is said on stderr.
 
 ### Exit codes
 

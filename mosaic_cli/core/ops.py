@@ -251,15 +251,14 @@ def attend(
     Where a CPU trains, our own loops do it in two cases: no fused kernel drops weights there, and torch's own way
     spends most of the time on random numbers; and those for bfloat16 are slow.
     """
-    if not dropout and attn_mask is None and kernels.loops_serve(queries):
+    if not dropout and attn_mask is None and kernels.halves_serve(queries):
         from mosaic_cli.core.kernels import attention
 
-        dtype = kernels.product_dtype(queries)
-        if attention.pays(queries, keys, dtype):
-            queries, keys, values = ((queries * scale).to(dtype), keys.to(dtype), values.to(dtype))
+        if attention.pays(queries, keys):
+            halves = (tensor.bfloat16() for tensor in (queries * scale, keys, values))
             if is_causal:
-                return attention.attend_window(queries, keys, values, window=keys.shape[2])
-            return attention.attend(queries, keys, values)
+                return attention.attend_window(*halves, window=keys.shape[2])
+            return attention.attend(*halves)
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
     from mosaic_cli.core.kernels import dropped

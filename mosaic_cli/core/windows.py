@@ -28,10 +28,10 @@ def window_read(
         return ops.strict_past_read(queries, keys, values, beta, dropout)
     queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
-    if not dropout and kernels.loops_serve(values):
+    if not dropout and values.dtype == torch.bfloat16 and kernels.loops_serve(values):
         from mosaic_cli.core.kernels import attention
 
-        if attention.pays(queries, keys, values.dtype, window):
+        if attention.pays(queries, keys, window):
             return attention.attend_window(queries, keys, values, window)
     before = S - T  # pairs older than the first query's newest one
     head = T % window  # queries that fill no block

@@ -38,6 +38,11 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def halves_serve(x: torch.Tensor) -> bool:
+    """Whether products of x are made in bfloat16 where `cpu` serves, so that `attention` may."""
+    return loops_serve(x) and product_dtype(x) == torch.bfloat16
+
+
 def implementation(device: torch.device, dtype: torch.dtype, kind: str, compiled: bool = False) -> str | None:
     """How training computes there, in words for people to read; None where nothing needs to be said.
 

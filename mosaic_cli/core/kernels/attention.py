@@ -19,11 +19,10 @@ BANDED = 128  # queries of a block at most, where each sees other pairs: short b
 KEPT = 2**26  # bytes of weights, beyond which torch's attention is the better
 
 
-def pays(queries: Tensor, keys: Tensor, dtype: torch.dtype, window: int | None = None) -> bool:
-    """Whether it is worth its memory for queries (..., T, D) and keys (..., S, D): in bfloat16, where the weights are
-    not too many."""
+def pays(queries: Tensor, keys: Tensor, window: int | None = None) -> bool:
+    """Whether it is worth its memory for queries (..., T, D) and keys (..., S, D): the weights are not too many."""
     met = keys.shape[-2] if window is None else min(keys.shape[-2], window + BANDED)
-    return dtype == torch.bfloat16 and 0 < 2 * queries[..., 0].numel() * met <= KEPT
+    return 0 < 2 * queries[..., 0].numel() * met <= KEPT
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
