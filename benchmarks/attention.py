@@ -1,8 +1,8 @@
 """Attention for training in bfloat16 on a CPU beside torch's fused one, forward and backward, in turn: `python -m
 benchmarks.attention [--rounds N]`.
 
-One line a case: milliseconds of both, and how many times as fast ours is. It is where `core.kernels.attention.pays`
-comes from. The cases are the slots and the strict past of the bench's sizes, and a long text.
+One line a case: milliseconds of both, and how many times as fast ours is. The cases are the slots and the strict past
+of the bench's sizes, and a long text. The processor must have what `core.kernels.tile` names.
 """
 
 import argparse
@@ -60,7 +60,9 @@ def _measure(case: Case, rounds: int) -> None:
     gradient = torch.randn(case.B, case.H, case.T, case.D).bfloat16()
 
     def ours() -> Tensor:
-        return attention.attend_window(*inputs, window=case.S) if case.causal else attention.attend(*inputs)
+        if case.causal:
+            return attention.attend_window(*inputs, 1.0, window=case.S)
+        return attention.attend(*inputs, 1.0)
 
     def fused() -> Tensor:
         return F.scaled_dot_product_attention(*inputs, is_causal=case.causal, scale=1.0)
@@ -82,8 +84,7 @@ def _measure(case: Case, rounds: int) -> None:
     print(
         f"{case.name:12}  fused {ms['fused, forward']:6.2f} + {ms['fused, backward']:6.2f} ms  "
         f"ours {ms['ours, forward']:6.2f} + {ms['ours, backward']:6.2f} ms  "
-        f"{ratio(both['fused'], both['ours']):.2f} times as fast  "
-        f"{'taken' if attention.pays(*inputs[:2]) else 'not taken'}",
+        f"{ratio(both['fused'], both['ours']):.2f} times as fast",
         flush=True,
     )
 

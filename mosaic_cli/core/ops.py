@@ -189,6 +189,10 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
         (B, H, T, D) in the dtype of `values`.
     """
     T, S = queries.shape[2], keys.shape[2]
+    if T == S and not dropout and kernels.halves_serve(queries):
+        from mosaic_cli.core.kernels import attention
+
+        return attention.attend_window(queries, keys, values, beta.view(len(beta), -1), window=S)
     queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
     keys = keys.to(values.dtype)
     if T == 1:
@@ -254,11 +258,9 @@ def attend(
     if not dropout and attn_mask is None and kernels.halves_serve(queries):
         from mosaic_cli.core.kernels import attention
 
-        if attention.pays(queries, keys):
-            halves = (tensor.bfloat16() for tensor in (queries * scale, keys, values))
-            if is_causal:
-                return attention.attend_window(*halves, window=keys.shape[2])
-            return attention.attend(*halves)
+        if is_causal:
+            return attention.attend_window(queries, keys, values, scale, window=keys.shape[2])
+        return attention.attend(queries, keys, values, scale)
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
     from mosaic_cli.core.kernels import dropped

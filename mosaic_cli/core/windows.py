@@ -26,13 +26,12 @@ def window_read(
     T, S = queries.shape[2], keys.shape[2]
     if window >= S:  # nothing is too old yet
         return ops.strict_past_read(queries, keys, values, beta, dropout)
-    queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
-    keys = keys.to(values.dtype)
-    if not dropout and values.dtype == torch.bfloat16 and kernels.loops_serve(values):
+    if not dropout and kernels.halves_serve(queries):
         from mosaic_cli.core.kernels import attention
 
-        if attention.pays(queries, keys, window):
-            return attention.attend_window(queries, keys, values, window)
+        return attention.attend_window(queries, keys, values, beta.view(len(beta), -1), window)
+    queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
+    keys = keys.to(values.dtype)
     before = S - T  # pairs older than the first query's newest one
     head = T % window  # queries that fill no block
     if before + head < window:  # the first block would not find a whole block of pairs before it

@@ -39,8 +39,12 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def halves_serve(x: torch.Tensor) -> bool:
-    """Whether products of x are made in bfloat16 where `cpu` serves, so that `attention` may."""
-    return loops_serve(x) and product_dtype(x) == torch.bfloat16
+    """Whether `attention` serves x: where `cpu` does, in bfloat16, on a processor that has an instruction for it."""
+    if not loops_serve(x) or product_dtype(x) != torch.bfloat16:
+        return False
+    from mosaic_cli.core.kernels import tile
+
+    return tile.available()
 
 
 def implementation(device: torch.device, dtype: torch.dtype, kind: str, compiled: bool = False) -> str | None:

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from mosaic_cli.core import ops
-from mosaic_cli.core.kernels import attention
+from mosaic_cli.core.kernels import attention, tile
 from mosaic_cli.core.windows import window_read
+
+pytestmark = pytest.mark.skipif(not tile.available(), reason="this processor lacks vdpbf16ps")
 
 B, H, T, D = 2, 3, 150, 16
 SEEN = {  # what query t sees of pair s
@@ -14,9 +16,9 @@ SEEN = {  # what query t sees of pair s
     "window": lambda t, s: (s <= t) & (s > t - 40),
 }
 READS = {
-    "all": attention.attend,
-    "causal": lambda *inputs: attention.attend_window(*inputs, window=T),
-    "window": lambda *inputs: attention.attend_window(*inputs, window=40),
+    "all": lambda *inputs: attention.attend(*inputs, 1.0),
+    "causal": lambda *inputs: attention.attend_window(*inputs, 1.0, window=T),
+    "window": lambda *inputs: attention.attend_window(*inputs, 1.0, window=40),
 }
 
 
@@ -40,24 +42,53 @@ def _assert_near(ours, exact):
     assert (ours - exact).norm() <= 0.01 * exact.norm()
 
 
-@pytest.mark.parametrize("scores", [2**23, 2 * T * T, 1000], ids=["one block", "some heads", "some queries"])
+@pytest.mark.parametrize("parts", [1, 16])
 @pytest.mark.parametrize("seen", SEEN)
-def test_reads_and_gradients_are_those_of_attention(seen, scores, monkeypatch):
-    monkeypatch.setattr(attention, "SCORES", scores)
+def test_reads_and_gradients_are_those_of_attention(seen, parts, monkeypatch):
+    monkeypatch.setattr(attention, "PARTS", parts)
     inputs = _inputs()
     for ours, exact in zip(_graded(READS[seen](*inputs), inputs), _graded(_slow(inputs, seen), inputs), strict=True):
         _assert_near(ours, exact)
 
 
+@pytest.mark.parametrize(("queries", "pairs", "width"), [(1, 1, 2), (5, 40, 33), (64, 64, 64), (70, 65, 40)])
+def test_of_any_size(queries, pairs, width):
+    inputs = [torch.randn(1, 2, size, width).bfloat16().requires_grad_() for size in (queries, pairs, pairs)]
+    ours = _graded(attention.attend(*inputs, 1.0), inputs)
+    for given, exact in zip(ours, _graded(_slow(inputs, "all"), inputs), strict=True):
+        _assert_near(given, exact)
+
+
+def test_scales_and_their_gradients():
+    queries, keys, values = inputs = _inputs()
+    scales = torch.linspace(0.2, 2, H * T).view(H, T).requires_grad_()
+    exact = _graded(_slow([queries * scales[..., None], keys, values], "causal"), [*inputs, scales])
+    reads = attention.attend_window(*inputs, scales, window=T)
+    for given, wanted in zip(_graded(reads, [*inputs, scales]), exact, strict=True):
+        _assert_near(given, wanted)
+
+
+def test_gradients_do_not_depend_on_the_number_of_threads():
+    inputs, before = _inputs(), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(_graded(attention.attend_window(*inputs, 1.0, window=T), inputs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
 def test_the_newest_of_many_positions_see_theirs():
     queries, keys, values = _inputs()
     inputs = [queries[:, :, -7:], keys, values]
-    _assert_near(attention.attend_window(*inputs, window=40), _slow([queries, keys, values], "window")[:, :, -7:])
+    _assert_near(attention.attend_window(*inputs, 1.0, window=40), _slow([queries, keys, values], "window")[:, :, -7:])
 
 
 def test_large_scores_are_not_rounded():
     inputs = [5 * tensor.detach() for tensor in _inputs()]  # scores of a hundred, which bfloat16 knows to a half
-    _assert_near(attention.attend(*inputs), _slow(inputs, "all"))
+    _assert_near(attention.attend(*inputs, 1.0), _slow(inputs, "all"))
     rounded = (inputs[0] @ inputs[1].mT).softmax(-1) @ inputs[2]
     assert (rounded - _slow(inputs, "all")).norm() > 0.03 * _slow(inputs, "all").norm()
 
@@ -67,7 +98,7 @@ def test_large_scores_are_not_rounded():
 def test_what_is_not_finite_stays_so(bad, sign):
     inputs = [tensor.detach() for tensor in _inputs()]
     inputs[0][0, 0, 0, 0] = torch.copysign(torch.tensor(bad), torch.tensor(float(sign)))
-    reads = attention.attend(*inputs)
+    reads = attention.attend(*inputs, 1.0)
     assert not reads[0, 0, 0].isfinite().any()
     assert reads[0, 0, 1:].isfinite().all() and reads[1].isfinite().all()
 
@@ -82,11 +113,11 @@ def test_it_serves_where_a_cpu_trains_in_bfloat16(mask, monkeypatch):
         assert reads.dtype == torch.bfloat16 and "_Attention" in str(reads.grad_fn.next_functions)
         for ours, exact in zip(_graded(reads, inputs), _graded(in_float32, inputs), strict=True):
             assert (ours - exact).norm() <= 0.01 * exact.norm()
-        monkeypatch.setattr(attention, "KEPT", 0)
-        assert "_Attention" not in str(ops.attend(*inputs, 0.0, **mask).grad_fn.next_functions)  # too many weights
-        monkeypatch.setattr(attention, "_attend", None)
-        with torch.no_grad():
+        with torch.no_grad(), monkeypatch.context() as patch:
+            patch.setattr(attention, "_attend", None)
             ops.attend(*inputs, 0.0, **mask)  # by torch: nothing is trained
+        monkeypatch.setattr(tile, "available", lambda: False)
+        assert "_Attention" not in str(ops.attend(*inputs, 0.0, **mask).grad_fn.next_functions)
 
 
 def test_windows_are_read_by_it():
