@@ -59,7 +59,8 @@ class GatedKeyExtractor(nn.Module):
         if state is None and self.normalised and kernels.loops_serve(x):
             from mosaic_cli.core.kernels import cpu
 
-            return cpu.keys(*(ops.wide(term) for term in self.terms(x)))
+            projected, gate, decay = self.terms(x)
+            return cpu.keys(projected, ops.wide(gate), ops.wide(decay))
         before = None if state is None else state.newest
         if before is not None and x.shape[1] == 1:  # decoding
             average, scale = next_average(*self._terms_of_one(x), before)

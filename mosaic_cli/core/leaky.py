@@ -70,7 +70,11 @@ def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None, reverse
 
 
 def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
-    """The normalised leaky average of x (B, T, H, D): keys (B, H, T, D), in float32 or better (v1)."""
+    """The normalised leaky average of x (B, T, H, D): keys (B, H, T, D) (v1).
+
+    The average is float32 or better, and so are the keys, unless a CPU trains in bfloat16: there the loops write what
+    the next product would round them to.
+    """
     if torch.compiler.is_compiling():
         return _compiled_leaky_keys(x, rate)[0].transpose(1, 2)
     if not torch.is_grad_enabled():
@@ -79,8 +83,7 @@ def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
         return _LeakyKeys.apply(x, rate)
     from mosaic_cli.core.kernels import cpu
 
-    x = wide(x)
-    rate = rate.to(x.dtype).expand(x.shape[:3])
+    rate = rate.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[:3])
     return cpu.keys(x, torch.zeros_like(rate[0, 0]).expand(rate.shape), rate)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mosaic_cli.core import ops
+from mosaic_cli.core import kernels, ops
 from mosaic_cli.core.cache import ContextualCache, GrowingPairs, PersistentCache, WindowedCache, WindowPairs
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.features import ValueExtractor, make_key_extractor
@@ -117,6 +117,7 @@ class PairMemory(nn.Module):
 
     def recall(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
         """Reads (B, T, C) for x (B, T, C), zero where the memory is empty. With a cache, x goes on from what it has."""
+        x = x.to(kernels.product_dtype(x))  # once for the projections of keys and values
         reads = self._begin(x) if cache is None else self._continue(x, cache)
         reads = ops.join_heads(reads)  # (B, T or less, C)
         empty = x.shape[1] - reads.shape[1]

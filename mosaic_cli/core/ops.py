@@ -127,13 +127,14 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
         gamma, alpha: (H,).
 
     Returns:
-        (B, H, T - 1, D).
+        (B, H, T - 1, D), in float32 or better; rounded to the dtype of the content where a CPU trains.
     """
-    content, gamma, alpha = wide(content), wide(gamma), wide(alpha)
+    gamma, alpha = wide(gamma), wide(alpha)
     if kernels.loops_serve(content):
         from mosaic_cli.core.kernels import cpu
 
         return cpu.values(content.transpose(1, 2), gamma, alpha)
+    content = wide(content)
     gamma, alpha = gamma.view(-1, 1, 1), alpha.view(-1, 1, 1)
     if _records_eagerly():
         return _PeekedValues.apply(content, gamma, alpha)

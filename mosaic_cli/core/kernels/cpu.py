@@ -11,29 +11,36 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import loops, prange, run
+from mosaic_cli.core.kernels.halves import bits, number, stored
 
 
 def keys(x: Tensor, log_gate: Tensor, rate: Tensor) -> Tensor:
     """Normalised a_T = exp(log_gate_T) x_T + exp(-rate_T) a_{T-1}: keys (B, H, T, D) of x (B, T, H, D) (v1, v2).
 
     Args:
-        x: float32 or float64, like the others.
-        log_gate, rate: (B, T, H), expanded from (H,) in v1; rates not negative.
+        x: in bfloat16, float32 or float64, as the keys will be; what is between is float32 or better.
+        log_gate, rate: (B, T, H), expanded from (H,) in v1; float32 or float64; rates not negative.
     """
-    return _Keys.apply(x, log_gate, rate)
+    return _Keys.apply(_known(x), log_gate, rate)
 
 
 def values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
-    """`ops.peeked_values` for content c (B, T, H, D): values (B, H, T - 1, D)."""
-    return _Values.apply(content, gamma, alpha)
+    """`ops.peeked_values` for content c (B, T, H, D): values (B, H, T - 1, D) of the same dtype, which may be bfloat16;
+    gamma and alpha (H,) are float32 or float64."""
+    return _Values.apply(_known(content), gamma, alpha)
+
+
+def _known(x: Tensor) -> Tensor:
+    """x in a dtype that loops have: float16 they have not."""
+    return x.float() if x.dtype == torch.float16 else x
 
 
 class _Keys(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, log_gate: Tensor, rate: Tensor) -> Tensor:
         x = x.contiguous()
-        keys, log_length = torch.empty_like(x), x.new_empty(x.shape[:3])
-        run(_keys_forward, x, log_gate, rate, keys, log_length)
+        keys, log_length = torch.empty_like(x), rate.new_empty(x.shape[:3])
+        run(_keys_forward, bits(x), log_gate, rate, bits(keys), log_length)
         ctx.save_for_backward(keys, log_length, log_gate, rate)
         return keys.transpose(1, 2)
 
@@ -43,7 +50,7 @@ class _Keys(torch.autograd.Function):
         keys, log_length, log_gate, rate = ctx.saved_tensors
         by_x, by_gate, by_rate = torch.empty_like(keys), torch.empty_like(log_length), torch.empty_like(log_length)
         gradient = gradient.transpose(1, 2).contiguous()
-        run(_keys_backward, gradient, keys, log_length, log_gate, rate, by_x, by_gate, by_rate)
+        run(_keys_backward, bits(gradient), bits(keys), log_length, log_gate, rate, bits(by_x), by_gate, by_rate)
         return by_x, by_gate, by_rate
 
 
@@ -52,7 +59,7 @@ class _Values(torch.autograd.Function):
     def forward(ctx, content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
         content = content.contiguous()
         values = torch.empty_like(content[:, 1:])
-        run(_values_forward, content, gamma, alpha, values)
+        run(_values_forward, bits(content), gamma, alpha, bits(values))
         ctx.save_for_backward(content, gamma, alpha)
         return values.transpose(1, 2)
 
@@ -61,9 +68,9 @@ class _Values(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         content, gamma, alpha = ctx.saved_tensors
         by_content = torch.empty_like(content)
-        by_gamma, by_alpha = (content.new_empty(len(content), len(gamma)) for _ in range(2))
+        by_gamma, by_alpha = (gamma.new_empty(len(content), len(gamma)) for _ in range(2))
         gradient = gradient.transpose(1, 2).contiguous()
-        run(_values_backward, gradient, content, gamma, alpha, by_content, by_gamma, by_alpha)
+        run(_values_backward, bits(gradient), bits(content), gamma, alpha, bits(by_content), by_gamma, by_alpha)
         return by_content, by_gamma.sum(0), by_alpha.sum(0)
 
 
@@ -71,10 +78,10 @@ class _Values(torch.autograd.Function):
 def _keys_forward(x, log_gate, rate, keys, log_length):
     """The true average is exp(scale) * average; scale is the largest exponent so far, so nothing overflows."""
     B, T, H, D = x.shape
-    zero, least = x.dtype.type(0), x.dtype.type(1e-12)
+    zero, least = rate.dtype.type(0), rate.dtype.type(1e-12)
     for row in prange(B * H):
         b, h = row // H, row % H
-        average = np.zeros(D, x.dtype)
+        average = np.zeros(D, rate.dtype)
         scale = log_gate[b, 0, h]
         for t in range(T):
             kept = scale - rate[b, t, h]
@@ -82,43 +89,44 @@ def _keys_forward(x, log_gate, rate, keys, log_length):
             gain, fade = np.exp(log_gate[b, t, h] - scale), np.exp(kept - scale)
             square = zero
             for d in range(D):
-                entry = gain * x[b, t, h, d] + fade * average[d]
+                entry = gain * number(x[b, t, h, d]) + fade * average[d]
                 average[d] = entry
                 square += entry * entry
             length = max(np.sqrt(square), least)
             log_length[b, t, h] = scale + np.log(length)
             for d in range(D):
-                keys[b, t, h, d] = average[d] / length
+                keys[b, t, h, d] = stored(average[d] / length, keys)
 
 
 @loops
 def _keys_backward(gradient, keys, log_length, log_gate, rate, by_x, by_gate, by_rate):
     """`onward` is the gradient by the average of token t, from later tokens, times that average's length."""
     B, T, H, D = keys.shape
-    zero = keys.dtype.type(0)
+    zero = rate.dtype.type(0)
     for row in prange(B * H):
         b, h = row // H, row % H
-        onward = np.zeros(D, keys.dtype)
+        onward = np.zeros(D, rate.dtype)
         for t in range(T - 1, -1, -1):
             along, gated = zero, zero
             for d in range(D):
-                along += gradient[b, t, h, d] * keys[b, t, h, d]
-                gated += onward[d] * keys[b, t, h, d]
+                key = number(keys[b, t, h, d])
+                along += number(gradient[b, t, h, d]) * key
+                gated += onward[d] * key
             gain = np.exp(log_gate[b, t, h] - log_length[b, t, h])
             if t > 0:
                 fade = np.exp(log_length[b, t - 1, h] - rate[b, t, h] - log_length[b, t, h])
                 faded = zero
                 for d in range(D):
-                    whole = gradient[b, t, h, d] - along * keys[b, t, h, d] + onward[d]
-                    by_x[b, t, h, d] = gain * whole
+                    whole = number(gradient[b, t, h, d]) - along * number(keys[b, t, h, d]) + onward[d]
+                    by_x[b, t, h, d] = stored(gain * whole, by_x)
                     onward[d] = fade * whole
-                    faded += fade * whole * keys[b, t - 1, h, d]
+                    faded += fade * whole * number(keys[b, t - 1, h, d])
                 by_rate[b, t, h] = -faded
                 by_gate[b, t, h] = gated - faded
             else:
                 for d in range(D):
-                    whole = gradient[b, t, h, d] - along * keys[b, t, h, d] + onward[d]
-                    by_x[b, t, h, d] = gain * whole
+                    whole = number(gradient[b, t, h, d]) - along * number(keys[b, t, h, d]) + onward[d]
+                    by_x[b, t, h, d] = stored(gain * whole, by_x)
                 by_rate[b, t, h] = zero
                 by_gate[b, t, h] = gated
 
@@ -126,48 +134,49 @@ def _keys_backward(gradient, keys, log_length, log_gate, rate, by_x, by_gate, by
 @loops
 def _values_forward(content, gamma, alpha, values):
     B, T, H, D = content.shape
-    zero, one, least = content.dtype.type(0), content.dtype.type(1), content.dtype.type(1e-12)
+    zero, one, least = gamma.dtype.type(0), gamma.dtype.type(1), gamma.dtype.type(1e-12)
     for row in prange(B * H):
         b, h = row // H, row % H
         now, ahead = gamma[h], one - gamma[h]
+        mixed = np.empty(D, gamma.dtype)
         for t in range(T - 1):
             square = zero
             for d in range(D):
-                mixed = now * content[b, t, h, d] + ahead * content[b, t + 1, h, d]
-                values[b, t, h, d] = mixed
-                square += mixed * mixed
+                entry = now * number(content[b, t, h, d]) + ahead * number(content[b, t + 1, h, d])
+                mixed[d] = entry
+                square += entry * entry
             factor = alpha[h] / max(np.sqrt(square), least)
             for d in range(D):
-                values[b, t, h, d] *= factor
+                values[b, t, h, d] = stored(factor * mixed[d], values)
 
 
 @loops
 def _values_backward(gradient, content, gamma, alpha, by_content, by_gamma, by_alpha):
     """The mixtures are made once more: cheaper than to have kept them."""
     B, T, H, D = content.shape
-    zero, one, least = content.dtype.type(0), content.dtype.type(1), content.dtype.type(1e-12)
+    zero, one, least = gamma.dtype.type(0), gamma.dtype.type(1), gamma.dtype.type(1e-12)
     for row in prange(B * H):
         b, h = row // H, row % H
         now, ahead = gamma[h], one - gamma[h]
-        mixed, onward = np.empty(D, content.dtype), np.zeros(D, content.dtype)
+        mixed, onward = np.empty(D, gamma.dtype), np.zeros(D, gamma.dtype)
         sum_gamma, sum_alpha = zero, zero
         for t in range(T - 1):
             square, along = zero, zero
             for d in range(D):
-                entry = now * content[b, t, h, d] + ahead * content[b, t + 1, h, d]
+                entry = now * number(content[b, t, h, d]) + ahead * number(content[b, t + 1, h, d])
                 mixed[d] = entry
                 square += entry * entry
-                along += entry * gradient[b, t, h, d]
+                along += entry * number(gradient[b, t, h, d])
             inverse = one / max(np.sqrt(square), least)
             factor = alpha[h] * inverse
             sum_alpha += along * inverse
             along *= inverse * inverse
             for d in range(D):
-                by_mixed = factor * (gradient[b, t, h, d] - along * mixed[d])
-                sum_gamma += by_mixed * (content[b, t, h, d] - content[b, t + 1, h, d])
-                by_content[b, t, h, d] = onward[d] + now * by_mixed
+                by_mixed = factor * (number(gradient[b, t, h, d]) - along * mixed[d])
+                sum_gamma += by_mixed * (number(content[b, t, h, d]) - number(content[b, t + 1, h, d]))
+                by_content[b, t, h, d] = stored(onward[d] + now * by_mixed, by_content)
                 onward[d] = ahead * by_mixed
         for d in range(D):
-            by_content[b, T - 1, h, d] = onward[d]
+            by_content[b, T - 1, h, d] = stored(onward[d], by_content)
         by_gamma[b, h] = sum_gamma
         by_alpha[b, h] = sum_alpha

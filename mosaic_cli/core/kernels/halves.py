@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner
@@ -13,8 +15,8 @@ TAYLOR = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(7
 
 
 def bits(x: Tensor) -> Tensor:
-    """What loops take for a tensor of bfloat16."""
-    return x.view(torch.uint16)
+    """What loops take for a tensor: itself, or the bits of bfloat16."""
+    return x.view(torch.uint16) if x.dtype == torch.bfloat16 else x
 
 
 @inner
@@ -46,3 +48,21 @@ def narrow(x):
 def widen(bits):
     """The float32 that the bits of a bfloat16 are."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+def number(stored):
+    """What a loop calculates with for what it finds in an array, which may be the bits of bfloat16."""
+
+
+def stored(number, array):
+    """What a loop writes into an array, which may be of the bits of bfloat16, for a number."""
+
+
+@overload(number)
+def _number(stored):
+    return (lambda stored: widen(stored)) if stored == types.uint16 else (lambda stored: stored)
+
+
+@overload(stored)
+def _stored(number, array):
+    return (lambda number, array: narrow(number)) if array.dtype == types.uint16 else (lambda number, array: number)
