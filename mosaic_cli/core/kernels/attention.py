@@ -76,7 +76,6 @@ class _Attention(torch.autograd.Function):
         run(
             _backward,
             *(rows(tensor) for tensor in (queries, gradient)),
-            *(rows(tensor.mT.contiguous()) for tensor in (queries, gradient)),
             down_transposed(keys),
             down_transposed(values),
             down(keys),
@@ -164,8 +163,6 @@ def _forward(queries, keys, values, scales, reads, logs, S, seen, window):
 def _backward(
     queries,
     gradient,
-    queries_transposed,
-    gradient_transposed,
     keys,
     values,
     keys_down,
@@ -189,8 +186,8 @@ def _backward(
         for block in range(part * BLOCK, T, parts * BLOCK):
             stop = min(block + BLOCK, T)
             begin, end = _span(block, stop, S, seen, window)
-            weights = np.zeros(((stop - block) // 2, end - begin), dtype=np.uint32)  # of two queries interleaved
-            by_scores = np.zeros_like(weights)
+            weights = np.empty(((stop - block) // 2, end - begin), dtype=np.uint32)  # of two queries interleaved
+            by_scores = np.empty_like(weights)
             for start in range(block, stop, ROWS):
                 first, last = _span(start, start + ROWS, S, seen, window)
                 scores = np.empty((ROWS, last - first), dtype=np.float32)
@@ -198,9 +195,7 @@ def _backward(
                 power = np.empty(last - first, dtype=np.float32)
                 multiply(queries[g, start:], keys[g, :, first:last], scores)
                 multiply(gradient[g, start:], values[g, :, first:last], by_weights)
-                halves = np.zeros(
-                    (2, ROWS, last - first), dtype=np.uint16
-                )  # of weights, and of the gradients by scores
+                halves = np.empty((2, ROWS, last - first), dtype=np.uint16)  # of weights, of the gradients by scores
                 for row in range(ROWS):
                     own, over = _own_span(start + row, S, seen, window, first)
                     score, by_weight = scores[row, own:over], by_weights[row, own:over]
@@ -215,21 +210,37 @@ def _backward(
                         by_score[s] = narrow(change * scale)
                         by_scale += change * score[s]
                     by_scales[g, start + row] = by_scale
+                    halves[:, row, :own] = 0
+                    halves[:, row, over:] = 0
                 for row in range(0, ROWS, 2):
-                    pair, columns = (start + row - block) // 2, slice(first - begin, last - begin)
-                    _interleave(halves[0, row], halves[0, row + 1], weights[pair, columns])
-                    _interleave(halves[1, row], halves[1, row + 1], by_scores[pair, columns])
+                    pair = (start + row - block) // 2
+                    _interleave(halves[0, row], halves[0, row + 1], weights[pair], first - begin)
+                    _interleave(halves[1, row], halves[1, row + 1], by_scores[pair], first - begin)
                 multiply(halves[1].view(np.int32), keys_down[g, first // 2 :], read)
                 for row in range(ROWS):
                     for d in range(D):
                         by_queries[g, start + row, d] = narrow(read[row, d])
-            pairs = slice(block // 2, stop // 2)
-            multiply_add(gradient_transposed[g, :, pairs], weights, by_values[g, part, :, begin:end])
-            multiply_add(queries_transposed[g, :, pairs], by_scores, by_keys[g, part, :, begin:end])
+            multiply_add(_transposed(gradient[g, block:stop]), weights, by_values[g, part, :, begin:end])
+            multiply_add(_transposed(queries[g, block:stop]), by_scores, by_keys[g, part, :, begin:end])
 
 
 @inner
-def _interleave(even, odd, both):
-    """Two rows of 16 bits as one of 32."""
-    for s in range(len(both)):
-        both[s] = np.uint32(even[s]) | np.uint32(np.uint32(odd[s]) << np.uint32(16))
+def _interleave(even, odd, both, start):
+    """Two rows of 16 bits as one of 32, which begins at `start` of a longer one and is zero elsewhere."""
+    both[:start] = 0
+    for s in range(len(even)):
+        both[start + s] = np.uint32(even[s]) | np.uint32(np.uint32(odd[s]) << np.uint32(16))
+    both[start + len(even) :] = 0
+
+
+@inner
+def _transposed(block):
+    """The `rows` (D, T / 2) of a transposed matrix, for its own (T, D / 2)."""
+    T, pairs = block.shape
+    turned = np.empty((2 * pairs, T // 2), dtype=np.uint32)
+    for t in range(0, T, 2):
+        for pair in range(pairs):
+            even, odd = np.uint32(block[t, pair]), np.uint32(block[t + 1, pair])
+            turned[2 * pair, t // 2] = (even & np.uint32(0xFFFF)) | np.uint32(odd << np.uint32(16))
+            turned[2 * pair + 1, t // 2] = np.uint32(even >> np.uint32(16)) | (odd & np.uint32(0xFFFF0000))
+    return turned
