@@ -96,7 +96,8 @@ def test_imports_point_down(path):
 def test_the_core_needs_nothing_but_torch_and_numpy():
     allowed = {"torch", "numpy"} | sys.stdlib_module_names
     for path in (PACKAGE / "core").rglob("*.py"):
-        assert not _outside(path) - allowed - ({"triton", "numba"} if path.parent.name == "kernels" else set()), path
+        more = {"triton", "numba", "llvmlite"} if path.parent.name == "kernels" else set()
+        assert not _outside(path) - allowed - more, path
         assert {_part(name) for name in _inside(path)} <= {"core", "errors"}, path
 
 
@@ -120,7 +121,8 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("lm_eval", {"lm_eval"}),
         ("matplotlib", {"commands/figures.py", "commands/study_figures.py", "commands/probes/moon_figures.py"}),
         ("triton", {"core/kernels/leaky.py"}),
-        ("numba", {"core/kernels/compiled.py"}),
+        ("numba", {f"core/kernels/{name}.py" for name in ("compiled", "halves", "tile")}),
+        ("llvmlite", {"core/kernels/tile.py"}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],
 )

@@ -77,14 +77,12 @@ def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _compiled_leaky_keys(x, rate)[0].transpose(1, 2)
-    if not torch.is_grad_enabled():
-        return _keys_forward(x, rate)[0]
-    if not kernels.loops_serve(x):
-        return _LeakyKeys.apply(x, rate)
-    from mosaic_cli.core.kernels import cpu
+    if kernels.loops_serve(x):
+        from mosaic_cli.core.kernels import cpu
 
-    rate = rate.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[:3])
-    return cpu.keys(x, torch.zeros_like(rate[0, 0]).expand(rate.shape), rate)
+        rate = rate.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[:3])
+        return cpu.keys(x, torch.zeros_like(rate[0, 0]).expand(rate.shape), rate)
+    return _LeakyKeys.apply(x, rate) if torch.is_grad_enabled() else _keys_forward(x, rate)[0]
 
 
 def _keys_forward(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:

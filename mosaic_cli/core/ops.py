@@ -219,10 +219,10 @@ def slot_read(
         dropout: probability of dropping a retrieval weight.
 
     Returns:
-        (B, H, T, D) in the dtype of `values`.
+        (B, H, T, D) in the dtype of products.
     """
     B, H, T, D = queries.shape
-    dtype, beta, alpha = values.dtype, beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
+    dtype, beta, alpha = kernels.product_dtype(values), beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
     if T == 1 and not dropout and queries.device.type == "cpu" and not torch.is_grad_enabled():
         # decoding: two plain products for all texts of the batch take fewer steps than the fused one
         asked = (queries.squeeze(2).transpose(0, 1) * beta).to(dtype)  # (H, B, D)
@@ -253,8 +253,8 @@ def attend(
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
 
-    Where a CPU trains, our own loops do it in two cases: no fused kernel drops weights there, and torch's own way
-    spends most of the time on random numbers; and those for bfloat16 are slow.
+    On a CPU our own loops do it in two cases: no fused kernel drops weights there, and torch's own way spends most of
+    the time on random numbers; and those for bfloat16 are slow.
     """
     if not dropout and attn_mask is None and kernels.halves_serve(queries):
         from mosaic_cli.core.kernels import attention

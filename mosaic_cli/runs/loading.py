@@ -9,7 +9,7 @@ from mosaic_cli.data.rows import Rows, open_data
 from mosaic_cli.data.shards import Manifest, open_split
 from mosaic_cli.data.text import tokens_of_file
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.device import Placement
+from mosaic_cli.device import Placement, keep_freed_memory
 from mosaic_cli.errors import CheckpointError, UsageError
 from mosaic_cli.runs.checkpoint import load_model
 from mosaic_cli.runs.directory import Run, find_checkpoint
@@ -41,6 +41,8 @@ def load_trained(spec: str, placement: Placement) -> TrainedModel:
             where=checkpoint,
             hint="Keep it at RUN/checkpoints/step-XXXXXXXX beside RUN/tokenizer.json.",
         )
+    if placement.device.type == "cpu":
+        keep_freed_memory()
     model, config = load_model(checkpoint, placement.device)
     tokenizer = Tokenizer.load(run.tokenizer_path)
     if tokenizer.fingerprint != config["tokenizer"]:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import torch
 
 ASKED = "MOSAIC_TRITON"
+MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
 
 
 @cache
@@ -24,23 +25,26 @@ def serves(x: torch.Tensor) -> bool:
     return x.is_cuda and x.dtype.itemsize <= 4 and os.environ.get(ASKED) == "1" and _has_triton()
 
 
-def loops_serve(x: torch.Tensor) -> bool:
-    """Whether `cpu` computes functions of x: on a CPU, where gradients are recorded, and not while compiling.
-
-    Without gradients, as in decoding, the plain functions are quick enough, and Numba takes a second to load.
-    """
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """In which products of x are made: autocast's dtype where it is on, else that of x."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def loops_serve(x: torch.Tensor) -> bool:
+    """Whether compiled loops compute functions of x: on a CPU, not while compiling, where gradients are recorded; and
+    without them where products are in bfloat16 and x is large, as in validation.
+
+    Elsewhere, as in decoding, the plain functions are quick enough, and Numba takes a second to load.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or (x.numel() >= MANY and product_dtype(x) == torch.bfloat16)
+
+
 def halves_serve(x: torch.Tensor) -> bool:
-    """Whether `attention` serves x: where `cpu` does, in bfloat16, on a processor that has an instruction for it."""
-    if not loops_serve(x) or product_dtype(x) != torch.bfloat16:
+    """Whether `attention` serves queries x: where loops do, in bfloat16, on a processor with an instruction for it."""
+    if product_dtype(x) != torch.bfloat16 or not loops_serve(x):
         return False
     from mosaic_cli.core.kernels import tile
 

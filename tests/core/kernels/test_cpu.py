@@ -3,6 +3,7 @@
 import pytest
 import torch
 from gradients import assert_same, leaf
+from tiny_models import tiny_model, tiny_tokens
 
 from mosaic_cli.core import kernels, leaky, reference
 from mosaic_cli.core.kernels import compiled, cpu
@@ -61,6 +62,31 @@ def test_where_nothing_can_be_kept_they_are_compiled_anew(monkeypatch):
 
     monkeypatch.setattr(compiled.numba, "njit", read_only)
     assert compiled.inner(lambda x: x + 1)(2) == 3
+
+
+@pytest.mark.parametrize("function", ["keys", "values"])
+def test_in_bfloat16_they_round_what_float32_gives(function):
+    x, scalars = torch.randn(2, 65, H, D).bfloat16().requires_grad_(), (torch.rand(H), 1 + torch.rand(H))
+    if function == "keys":
+        scalars = [scalar.expand(2, 65, H) for scalar in scalars]
+    ours, wide = (getattr(cpu, function)(content, *scalars) for content in (x, x.float()))
+    assert ours.dtype == torch.bfloat16 and torch.equal(ours, wide.bfloat16())
+    direction = torch.linspace(-1, 2, ours.numel()).view_as(ours).bfloat16()
+    by_ours, by_wide = (torch.autograd.grad((y * direction).sum(), x)[0].float() for y in (ours, wide))
+    assert (by_ours - by_wide).norm() <= 0.01 * by_wide.norm()
+
+
+@pytest.mark.parametrize("changes", [{}, {"preset": "v2", "short_window": 16, "long_delay": 4, "max_long_delay": 8}])
+def test_validation_in_bfloat16_computes_what_training_does(changes, monkeypatch):
+    monkeypatch.setattr(kernels, "MANY", 1)
+    model, tokens = tiny_model(context_length=48, **changes).eval(), torch.tensor([tiny_tokens(48), tiny_tokens(48, 1)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        recorded = model(tokens)
+        with torch.no_grad():
+            assert torch.equal(model(tokens), recorded)
+            monkeypatch.setattr(cpu, "_Keys", None)  # to see that it is asked for
+            with pytest.raises(AttributeError):
+                model(tokens)
 
 
 def test_they_serve_training_on_a_cpu_only():
