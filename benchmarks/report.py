@@ -109,6 +109,7 @@ def write_figure(results: dict) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     rows = results["rows"]
     figure, panels = plt.subplots(1, 4, figsize=(15, 4), layout="constrained")
@@ -127,6 +128,7 @@ def write_figure(results: dict) -> None:
         for axis in (panel.xaxis, panel.yaxis):  # 4096, not 2 to the 12th
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("{x:g}")
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))  # all would overlap
         panel.tick_params(which="both", labelsize=8)
         panel.set_xlabel("tokens stored" if part == "stored" else "T")
         panel.grid(alpha=0.3, which="both")
