@@ -1,4 +1,4 @@
-"""Fused forms of a few functions: `leaky` for GPUs, the others for training on a CPU.
+"""Fused forms of a few functions: `leaky` for GPUs, the others for a CPU, mostly where it trains.
 
 Those for GPUs are optional, and `implementation` says what will be used. They have been checked in Triton's
 interpreter, but never on a GPU: until `benchmarks/gpu.py` has passed on one, they serve only where MOSAIC_TRITON=1
@@ -44,9 +44,11 @@ def loops_serve(x: torch.Tensor) -> bool:
 
 def halves_serve(x: torch.Tensor) -> bool:
     """Whether `attention` serves queries x: where loops do, in bfloat16, on a processor with an instruction for it."""
-    if product_dtype(x) != torch.bfloat16 or not loops_serve(x):
-        return False
-    from mosaic_cli.core.kernels import tile
+    return product_dtype(x) == torch.bfloat16 and loops_serve(x) and _has_tile()
+
+
+def _has_tile() -> bool:
+    from mosaic_cli.core.kernels import tile  # only now, for Numba takes a second to load
 
     return tile.available()
 
@@ -60,7 +62,7 @@ def implementation(device: torch.device, dtype: torch.dtype, kind: str, compiled
         compiled: whether torch's compiler makes the step, which has no use for the loops on a CPU.
     """
     if device.type == "cpu" and not compiled:
-        looped = ["attention"] * (dtype == torch.bfloat16) + ["keys", "values"] * (kind == "mosaic")
+        looped = ["attention"] * (dtype == torch.bfloat16 and _has_tile()) + ["keys", "values"] * (kind == "mosaic")
         return (
             f"{', '.join(looped)} by loops, which the first step compiles unless they were before" if looped else None
         )

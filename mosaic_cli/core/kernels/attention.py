@@ -1,4 +1,4 @@
-"""Attention for training in bfloat16 on a CPU, in compiled loops: neither scores nor weights are ever all in memory.
+"""Attention in bfloat16 on a CPU, in compiled loops: neither scores nor weights are ever all in memory.
 
 Torch's fused attention gets little of the speed that products have in bfloat16, least of all in its backward pass.
 Here the scores of eight queries are made in the processor's cache, in float32, for a memory of small bandwidth has

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mosaic_cli.core import ops
+from mosaic_cli.core import kernels, ops
 from mosaic_cli.core.kernels import attention, tile
 from mosaic_cli.core.windows import window_read
 
@@ -116,7 +116,7 @@ def test_it_serves_where_a_cpu_trains_in_bfloat16(mask, monkeypatch):
         with torch.no_grad(), monkeypatch.context() as patch:
             patch.setattr(attention, "_attend", None)
             ops.attend(*inputs, 0.0, **mask)  # by torch: nothing is trained
-        monkeypatch.setattr(tile, "available", lambda: False)
+        monkeypatch.setattr(kernels, "_has_tile", lambda: False)
         assert "_Attention" not in str(ops.attend(*inputs, 0.0, **mask).grad_fn.next_functions)
 
 

@@ -27,8 +27,12 @@ def test_a_cpu_has_no_choice(monkeypatch):
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
     cpu = torch.device("cpu")
     assert _said(cpu).startswith("keys, values by loops, which the first step compiles")
+    monkeypatch.setattr(kernels, "_has_tile", lambda: True)
     assert _said(cpu, torch.bfloat16).startswith("attention, keys, values by loops")
     assert _said(cpu, torch.bfloat16, "transformer").startswith("attention by loops")
+    monkeypatch.setattr(kernels, "_has_tile", lambda: False)
+    assert _said(cpu, torch.bfloat16).startswith("keys, values by loops")
+    assert _said(cpu, torch.bfloat16, "transformer") is None
     assert _said(cpu, kind="transformer") is None and _said(cpu, compiled=True) is None
     assert _said(torch.device("mps")) is None
     assert not kernels.serves(torch.zeros(1))
