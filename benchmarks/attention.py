@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import interleaved, ratio
-from mosaic_cli.core.kernels import attention
+from mosaic_cli.core.kernels import attention, tile
 from mosaic_cli.device import keep_freed_memory
 
 
@@ -47,6 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
+    if not tile.available():
+        parser.error("this processor lacks vdpbf16ps, by which ours computes; nothing is measured")
     keep_freed_memory()
     for case in CASES:
         _measure(case, rounds)

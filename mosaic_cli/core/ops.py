@@ -190,18 +190,13 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
         (B, H, T, D) in the dtype of `values`.
     """
     T, S = queries.shape[2], keys.shape[2]
-    if T == S and not dropout and kernels.halves_serve(queries):
-        from mosaic_cli.core.kernels import attention
-
-        return attention.attend_window(queries, keys, values, beta.view(len(beta), -1), window=S)
-    queries = (queries * beta.view(len(beta), -1, 1)).to(values.dtype)
-    keys = keys.to(values.dtype)
+    scale = beta.view(len(beta), -1)
     if T == 1:
-        return attend(queries, keys, values, dropout)
+        return attend(queries, keys, values, dropout, scale=scale)
     if T == S:
-        return attend(queries, keys, values, dropout, is_causal=True)
+        return attend(queries, keys, values, dropout, is_causal=True, scale=scale)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
-    return attend(queries, keys, values, dropout, attn_mask=visible)
+    return attend(queries, keys, values, dropout, attn_mask=visible, scale=scale)
 
 
 def slot_read(
@@ -249,9 +244,10 @@ def attend(
     dropout: float,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
-    scale: float = 1.0,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are.
+    """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are. The scale of the scores may
+    also be (H, 1) or (H, T); the dtype of queries and keys may then be another than that of the values.
 
     On a CPU our own loops do it in two cases: no fused kernel drops weights there, and torch's own way spends most of
     the time on random numbers; and those for bfloat16 are slow.
@@ -262,6 +258,8 @@ def attend(
         if is_causal:
             return attention.attend_window(queries, keys, values, scale, window=keys.shape[2])
         return attention.attend(queries, keys, values, scale)
+    if isinstance(scale, Tensor):
+        queries, keys, scale = (queries * scale[..., None]).to(values.dtype), keys.to(values.dtype), 1.0
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
     from mosaic_cli.core.kernels import dropped

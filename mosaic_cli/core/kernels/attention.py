@@ -28,7 +28,7 @@ PARTS = 16  # at least so many threads find work: fewer heads than that are cut 
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor | float) -> Tensor:
-    """Softmax attention (B, H, T, D) for queries (B, H, T, D) and pairs (B, H, S, D), all of them in bfloat16.
+    """Softmax attention (B, H, T, D) for queries (B, H, T, D) and pairs (B, H, S, D), all of them taken as bfloat16.
 
     Args:
         scale: of the scores, above 0: a number, or float32 that can be expanded to (B, H, T).

@@ -115,7 +115,7 @@ def test_it_serves_where_a_cpu_trains_in_bfloat16(mask, monkeypatch):
             assert (ours - exact).norm() <= 0.01 * exact.norm()
         with torch.no_grad(), monkeypatch.context() as patch:
             patch.setattr(attention, "_attend", None)
-            ops.attend(*inputs, 0.0, **mask)  # by torch: nothing is trained
+            ops.attend(*inputs, 0.0, **mask)  # by torch: nothing is trained, and little is read
         monkeypatch.setattr(kernels, "_has_tile", lambda: False)
         assert "_Attention" not in str(ops.attend(*inputs, 0.0, **mask).grad_fn.next_functions)
 
