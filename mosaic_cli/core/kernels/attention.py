@@ -7,21 +7,11 @@ large ones; and made again in the backward pass (FlashAttention, arXiv 2205.1413
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import bits, exp, narrow
-from mosaic_cli.core.kernels.tile import (
-    COLUMNS,
-    ROWS,
-    down,
-    down_transposed,
-    multiply,
-    multiply_add,
-    padded,
-    rows,
-)
+from mosaic_cli.core.kernels.halves import bits, exp, narrow, widen
+from mosaic_cli.core.kernels.tile import COLUMNS, ROWS, down, interleave, matrix, multiply, multiply_add, turned
 
 BLOCK = 64  # queries that are added to the gradients of keys and values at a time
 PARTS = 16  # at least so many threads find work: fewer heads than that are cut up
@@ -45,51 +35,69 @@ def attend_window(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor |
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor | float, seen: int, window: int) -> Tensor:
     """Query i sees the pairs i + seen - window <= j < i + seen, if they are there."""
-    heads = queries.shape[:2]
-    flat = (tensor.bfloat16().flatten(0, 1) for tensor in (queries, keys, values))
-    scales = torch.as_tensor(scale, dtype=torch.float32).expand(queries.shape[:3]).flatten(0, 1)
-    return _Attention.apply(*flat, scales, seen, window).unflatten(0, heads)
+    scales = torch.as_tensor(scale, dtype=torch.float32).expand(queries.shape[:3])
+    return _Attention.apply(queries.bfloat16(), keys.bfloat16(), values.bfloat16(), scales, seen, window)
 
 
 class _Attention(torch.autograd.Function):
-    """Of queries (G, T, D), keys and values (G, S, D) and scales (G, T); G counts all heads of the batch."""
+    """Of queries (B, H, T, D), keys and values (B, H, S, D) and scales (B, H, T). Reads and gradients lie in memory as
+    the heads of a residual stream do: (B, T, H, D)."""
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor, scales: Tensor, seen: int, window: int) -> Tensor:
-        ctx.shape, ctx.sees = (queries.shape[1], keys.shape[1], keys.shape[2]), (keys.shape[1], seen, window)
-        queries, keys, values = padded(queries), padded(keys), padded(values)
-        scales = F.pad(scales, (0, queries.shape[1] - scales.shape[1]))
-        reads, logs = torch.empty_like(queries), torch.empty(queries.shape[:2])
-        run(_forward, rows(queries), down_transposed(keys), down(values), scales, bits(reads), logs, *ctx.sees)
-        ctx.save_for_backward(queries, keys, values, scales, logs)
-        T, _, D = ctx.shape
-        return reads[:, :T, :D]
+        ctx.sees = keys.shape[2], seen, window
+        scales, reads = scales.contiguous(), _beside(queries)
+        logs = torch.empty_like(scales)
+        run(_forward, *_runs(queries, keys, values), scales, bits(reads), logs, *ctx.sees, PARTS)
+        ctx.save_for_backward(queries, keys, values, scales, reads, logs)
+        return reads.transpose(1, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, scales, logs = ctx.saved_tensors
-        gradient, (T, S, D) = padded(gradient), ctx.shape
-        parts = max(1, PARTS // len(keys))
-        by_queries, by_scales = torch.empty_like(queries), torch.empty_like(scales)
-        by_pairs = torch.zeros(2, len(keys), parts, *keys.mT.shape[1:])
-        run(
-            _backward,
-            *(rows(tensor) for tensor in (queries, gradient)),
-            down_transposed(keys),
-            down_transposed(values),
-            down(keys),
-            scales,
-            logs,
-            bits(by_queries),
-            by_scales,
-            by_pairs[0],
-            by_pairs[1],
-            *ctx.sees,
-        )
-        whole = by_pairs[:, :, 0] if parts == 1 else by_pairs.sum(dim=2)
-        by_keys, by_values = whole[..., :D, :S].mT.to(keys.dtype)
-        return by_queries[:, :T, :D], by_keys, by_values, by_scales[:, :T], None, None
+        *inputs, scales, reads, logs = ctx.saved_tensors
+        by_inputs, by_scales = [_beside(tensor) for tensor in inputs], torch.empty_like(scales)
+        results = *(bits(tensor) for tensor in by_inputs), by_scales
+        run(_backward, *_runs(*inputs, gradient), scales, bits(reads), logs, *results, *ctx.sees, PARTS)
+        return *(tensor.transpose(1, 2) for tensor in by_inputs), by_scales, None, None
+
+
+def _beside(heads: Tensor) -> Tensor:
+    """Room for as many heads (B, H, N, D), side by side: (B, N, H, D)."""
+    return heads.new_empty(heads.transpose(1, 2).shape)
+
+
+def _runs(*tensors: Tensor) -> list[Tensor | tuple[int, ...]]:
+    """For each (B, H, N, D) in bfloat16 the bits as one run of numbers, and the steps in it from text to text, head to
+    head and row to row. So the loops need no copies, and one form of them serves tensors however they lie."""
+    arguments = []
+    for tensor in tensors:
+        tensor = tensor if tensor.stride(3) == 1 else tensor.contiguous()
+        extent = 1 + sum(step * (size - 1) for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+        arguments += [bits(tensor.as_strided((extent,), (1,))), tensor.stride()[:3]]
+    return arguments
+
+
+@inner
+def _clear(rows):
+    for row in rows:
+        _clear_but(row, 0, 0)
+
+
+@inner
+def _clear_but(row, start, stop):
+    """Zeros outside of a part of a row. (An assignment to a slice would be a parallel loop of its own, which Numba may
+    move past what is written through another view of the row.)"""
+    for s in range(start):
+        row[s] = 0
+    for s in range(stop, len(row)):
+        row[s] = 0
+
+
+@inner
+def _rows(run, steps, b, h, start, count, width):
+    """Rows of a head, from `start` on, as `tile` takes them."""
+    return matrix(run, b * steps[0] + h * steps[1] + start * steps[2], steps[2], count, width)
 
 
 @inner
@@ -124,123 +132,179 @@ def _greatest(scores):
     return np.int32(highest ^ (np.int32(highest >> np.int32(31)) & turned)).view(np.float32)
 
 
+@inner
+def _powers(scores, scale, weights):
+    """Fill the bits of a query's weights with e^(scale score), over the greatest; returns their sum and the greatest
+    score."""
+    greatest, total = _greatest(scores), np.float32(0)
+    for s in range(len(scores)):
+        power = exp((scores[s] - greatest) * scale)
+        weights[s] = narrow(power)
+        total += power
+    return total, greatest
+
+
 @loops
-def _forward(queries, keys, values, scales, reads, logs, S, seen, window):
-    """Reads (G, T, D), the bits of bfloat16, and the logarithm of each query's sum of powers (G, T), of queries
-    (G, T, D / 2), keys (G, D / 2, S) and values (G, S / 2, D) as `tile` takes them, and scales (G, T); S pairs are
-    there."""
-    G, T, _ = queries.shape
-    D = values.shape[2]
-    blocks = (T + BLOCK - 1) // BLOCK
-    for number in prange(G * blocks):
-        g, block = number // blocks, number % blocks * BLOCK
-        read = np.empty((ROWS, D), dtype=np.float32)
-        for start in range(block, min(block + BLOCK, T), ROWS):
-            first, last = _span(start, start + ROWS, S, seen, window)
-            scores = np.empty((ROWS, last - first), dtype=np.float32)
-            weights = np.empty((ROWS, last - first), dtype=np.uint16)
-            multiply(queries[g, start:], keys[g, :, first:last], scores)
-            totals = np.zeros(ROWS, dtype=np.float32)
-            for row in range(ROWS):
-                own, end = _own_span(start + row, S, seen, window, first)
-                score, weight = scores[row, own:end], weights[row, own:end]
-                scale, greatest, total = scales[g, start + row], _greatest(score), np.float32(0)
-                for s in range(len(score)):
-                    power = exp((score[s] - greatest) * scale)
-                    weight[s] = narrow(power)
-                    total += power
-                weights[row, :own] = 0
-                weights[row, end:] = 0
-                totals[row] = total
-                logs[g, start + row] = greatest * scale + np.log(total)
-            multiply(weights.view(np.int32), values[g, first // 2 :], read)
-            for row in range(ROWS):
-                for d in range(D):
-                    reads[g, start + row, d] = narrow(read[row, d] / totals[row])
+def _forward(
+    queries, query_steps, keys, key_steps, values, value_steps, scales, reads, logs, S, seen, window, most_parts
+):
+    """Reads (B, T, H, D), the bits of bfloat16, and the logarithm of each query's sum of powers (B, H, T), of runs of
+    queries, keys and values, and scales (B, H, T); S pairs are there."""
+    B, T, H, D = reads.shape
+    parts = max(1, most_parts // (B * H))
+    width, size = D + -D % COLUMNS, S + -S % COLUMNS
+    for number in prange(B * H * parts):
+        b, h, part = number // parts // H, number // parts % H, number % parts
+        keys_turned = turned(_rows(keys, key_steps, b, h, 0, S, D).view(np.uint32))
+        values_down = down(_rows(values, value_steps, b, h, 0, S, D))
+        scores, weights = np.empty((ROWS, size), np.float32), np.empty((ROWS, size // 2), np.uint32)
+        read, totals = np.empty((ROWS, width), np.float32), np.empty(ROWS, np.float32)
+        for block in range(part * BLOCK, T, parts * BLOCK):
+            asked = _rows(queries, query_steps, b, h, block, min(BLOCK, T - block), D).view(np.uint32)
+            for start in range(block, min(block + BLOCK, T), ROWS):
+                rows = min(ROWS, T - start)
+                first, last = _span(start, start + rows, S, seen, window)
+                multiply(asked[start - block :], keys_turned[:, first:last], scores[:, : last - first])
+                for row in range(rows):
+                    own, end = _own_span(start + row, S, seen, window, first)
+                    weight, scale = weights[row].view(np.uint16)[: last - first], scales[b, h, start + row]
+                    totals[row], greatest = _powers(scores[row, own:end], scale, weight[own:end])
+                    _clear_but(weight, own, end)
+                    logs[b, h, start + row] = greatest * scale + np.log(totals[row])
+                multiply(weights[:, : (last - first) // 2], values_down[first // 2 :], read)
+                for row in range(rows):
+                    for d in range(D):
+                        reads[b, start + row, h, d] = narrow(read[row, d] / totals[row])
 
 
 @loops
 def _backward(
     queries,
-    gradient,
+    query_steps,
     keys,
+    key_steps,
     values,
-    keys_down,
+    value_steps,
+    gradient,
+    gradient_steps,
     scales,
+    reads,
     logs,
     by_queries,
-    by_scales,
     by_keys,
     by_values,
+    by_scales,
     S,
     seen,
     window,
+    most_parts,
 ):
-    """The gradients by queries (G, T, D), the bits of bfloat16, by scales (G, T), and by keys and values
-    (G, parts, D, S), which are added to, from that by the reads (G, T, D / 2)."""
-    G, T, _ = queries.shape
-    parts, D, _ = by_keys.shape[1:]
-    for number in prange(G * parts):
-        g, part = number // parts, number % parts
-        read = np.empty((ROWS, D), dtype=np.float32)
+    """The gradients by queries (B, T, H, D), keys and values (B, S, H, D), the bits of bfloat16, and by scales
+    (B, H, T), from that by the reads, which is a run as the first three are."""
+    B, T, H, D = by_queries.shape
+    parts = max(1, most_parts // (B * H))
+    width, size = D + -D % COLUMNS, S + -S % COLUMNS
+    by_pairs = np.empty((2, B * H * parts, width, size), np.float32)  # by values and by keys, turned
+    for number in prange(B * H * parts):
+        b, h, part = number // parts // H, number // parts % H, number % parts
+        key_rows = _rows(keys, key_steps, b, h, 0, S, D)
+        keys_turned, keys_down = turned(key_rows.view(np.uint32)), down(key_rows)
+        values_turned = turned(_rows(values, value_steps, b, h, 0, S, D).view(np.uint32))
+        by_values_turned, by_keys_turned = by_pairs[0, number], by_pairs[1, number]
+        _clear(by_values_turned)
+        _clear(by_keys_turned)
+        products, halves = np.empty((2, ROWS, size), np.float32), np.empty((2, ROWS, size // 2), np.uint32)
+        scores, by_weights = products[0], products[1]
+        weights, by_scores = halves[0], halves[1]  # two of 16 bits in one number
+        read = np.empty((ROWS, width), np.float32)
         for block in range(part * BLOCK, T, parts * BLOCK):
             stop = min(block + BLOCK, T)
+            asked = _rows(queries, query_steps, b, h, block, stop - block, D)
+            given = _rows(gradient, gradient_steps, b, h, block, stop - block, D)
             begin, end = _span(block, stop, S, seen, window)
-            weights = np.empty(((stop - block) // 2, end - begin), dtype=np.uint32)  # of two queries interleaved
-            by_scores = np.empty_like(weights)
+            pairs = np.zeros((2, len(asked) // 2, end - begin), np.uint32)  # of weights, and of gradients by scores
             for start in range(block, stop, ROWS):
-                first, last = _span(start, start + ROWS, S, seen, window)
-                scores = np.empty((ROWS, last - first), dtype=np.float32)
-                by_weights = np.empty_like(scores)
-                power = np.empty(last - first, dtype=np.float32)
-                multiply(queries[g, start:], keys[g, :, first:last], scores)
-                multiply(gradient[g, start:], values[g, :, first:last], by_weights)
-                halves = np.empty((2, ROWS, last - first), dtype=np.uint16)  # of weights, of the gradients by scores
+                first, last = _span(start, min(start + ROWS, stop), S, seen, window)
+                eight = slice(start - block, start - block + ROWS)
+                multiply(asked[eight].view(np.uint32), keys_turned[:, first:last], scores[:, : last - first])
+                multiply(given[eight].view(np.uint32), values_turned[:, first:last], by_weights[:, : last - first])
                 for row in range(ROWS):
-                    own, over = _own_span(start + row, S, seen, window, first)
-                    score, by_weight = scores[row, own:over], by_weights[row, own:over]
-                    scale, log, mean = scales[g, start + row], logs[g, start + row], np.float32(0)
-                    for s in range(len(score)):
-                        power[s] = exp(score[s] * scale - log)
-                        mean += power[s] * by_weight[s]
-                    weight, by_score, by_scale = halves[0, row, own:over], halves[1, row, own:over], np.float32(0)
-                    for s in range(len(score)):
-                        change = power[s] * (by_weight[s] - mean)
-                        weight[s] = narrow(power[s])
-                        by_score[s] = narrow(change * scale)
-                        by_scale += change * score[s]
-                    by_scales[g, start + row] = by_scale
-                    halves[:, row, :own] = 0
-                    halves[:, row, over:] = 0
+                    t = start + row
+                    weight = weights[row].view(np.uint16)[: last - first]
+                    by_score = by_scores[row].view(np.uint16)[: last - first]
+                    own, over = _own_span(t, S, seen, window, first) if t < stop else (0, 0)
+                    if t < stop:
+                        by_scales[b, h, t] = _gradients(
+                            scores[row, own:over],
+                            by_weights[row, own:over],
+                            scales[b, h, t],
+                            logs[b, h, t],
+                            _product(given[t - block], reads[b, t, h]),
+                            weight[own:over],
+                            by_score[own:over],
+                        )
+                    _clear_but(weight, own, over)
+                    _clear_but(by_score, own, over)
                 for row in range(0, ROWS, 2):
-                    pair = (start + row - block) // 2
-                    _interleave(halves[0, row], halves[0, row + 1], weights[pair], first - begin)
-                    _interleave(halves[1, row], halves[1, row + 1], by_scores[pair], first - begin)
-                multiply(halves[1].view(np.int32), keys_down[g, first // 2 :], read)
-                for row in range(ROWS):
+                    pair = (start - block + row) // 2
+                    for kind in range(2):
+                        even, odd = halves[kind, row].view(np.uint16), halves[kind, row + 1].view(np.uint16)
+                        interleave(even, odd, pairs[kind, pair, first - begin : last - begin])
+                multiply(by_scores[:, : (last - first) // 2], keys_down[first // 2 :], read)
+                for t in range(start, min(start + ROWS, stop)):
                     for d in range(D):
-                        by_queries[g, start + row, d] = narrow(read[row, d])
-            multiply_add(_transposed(gradient[g, block:stop]), weights, by_values[g, part, :, begin:end])
-            multiply_add(_transposed(queries[g, block:stop]), by_scores, by_keys[g, part, :, begin:end])
+                        by_queries[b, t, h, d] = narrow(read[t - start, d])
+            multiply_add(turned(down(given)), pairs[0], by_values_turned[:, begin:end])
+            multiply_add(turned(down(asked)), pairs[1], by_keys_turned[:, begin:end])
+    for head in prange(B * H):
+        b, h = head // H, head % H
+        _add_up(by_pairs[0, head * parts : (head + 1) * parts], by_values, b, h)
+        _add_up(by_pairs[1, head * parts : (head + 1) * parts], by_keys, b, h)
 
 
 @inner
-def _interleave(even, odd, both, start):
-    """Two rows of 16 bits as one of 32, which begins at `start` of a longer one and is zero elsewhere."""
-    both[:start] = 0
-    for s in range(len(even)):
-        both[start + s] = np.uint32(even[s]) | np.uint32(np.uint32(odd[s]) << np.uint32(16))
-    both[start + len(even) :] = 0
+def _product(left, right):
+    """Of two rows of the bits of bfloat16, as long as the second is."""
+    total = np.float32(0)
+    for d in range(len(right)):
+        total += widen(left[d]) * widen(right[d])
+    return total
 
 
 @inner
-def _transposed(block):
-    """The `rows` (D, T / 2) of a transposed matrix, for its own (T, D / 2)."""
-    T, pairs = block.shape
-    turned = np.empty((2 * pairs, T // 2), dtype=np.uint32)
-    for t in range(0, T, 2):
-        for pair in range(pairs):
-            even, odd = np.uint32(block[t, pair]), np.uint32(block[t + 1, pair])
-            turned[2 * pair, t // 2] = (even & np.uint32(0xFFFF)) | np.uint32(odd << np.uint32(16))
-            turned[2 * pair + 1, t // 2] = np.uint32(even >> np.uint32(16)) | (odd & np.uint32(0xFFFF0000))
-    return turned
+def _gradients(scores, by_weights, scale, log, mean, weights, by_scores):
+    """Fill the bits of a query's weights and of the gradients by its scores; returns the gradient by its scale.
+
+    That by a scaled score is its weight times the difference of the gradient by the weight from their mean, which is
+    the product of the read and the gradient by it. And as these add up to nothing, scores may be counted from
+    anywhere in the gradient by the scale: from where they are smallest, so that what was rounded counts for least.
+    """
+    by_scale = np.float32(0)
+    for s in range(len(scores)):
+        log_power = scores[s] * scale - log
+        power = exp(log_power)
+        by_scaled = power * (by_weights[s] - mean)
+        weights[s] = narrow(power)
+        by_scores[s] = narrow(by_scaled * scale)
+        by_scale += by_scaled * log_power
+    return by_scale / scale
+
+
+@inner
+def _add_up(parts, totals, b, h):
+    """Fill a head of totals (B, S, H, D), bits of bfloat16, with the sum of parts (., D or more, S or more) turned."""
+    for part in range(1, len(parts)):
+        for row in range(parts.shape[1]):
+            sums, more = parts[0, row], parts[part, row]
+            for s in range(len(sums)):
+                sums[s] += more[s]
+    pairs = np.empty((parts.shape[1] // 2, parts.shape[2]), np.uint32)  # of neighbours in a row of the result
+    for pair in range(len(pairs)):
+        even, odd, both = parts[0, 2 * pair], parts[0, 2 * pair + 1], pairs[pair]
+        for s in range(len(both)):
+            both[s] = np.uint32(narrow(even[s])) | np.uint32(np.uint32(narrow(odd[s])) << np.uint32(16))
+    rows = turned(pairs).view(np.uint16)
+    for s in range(totals.shape[1]):
+        row, total = rows[s], totals[b, s, h]
+        for d in range(len(total)):
+            total[d] = row[d]

@@ -5,17 +5,16 @@ the products to 16 sums in float32. No loop is compiled to it, so LLVM, Numba's 
 8 rows and 32 columns stay in registers.
 
 A matrix product A B is made of A's rows, as they lie in memory, and of B `down` its columns: two rows of B interleaved,
-so that two neighbours are one number of 32 bits in both.
+so that two neighbours are one number of 32 bits in both. Such pairs `turned` are those of the transposed matrix: down
+its columns what lay along the rows, and the reverse.
 """
 
 from functools import cache
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
-from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner
 
@@ -33,25 +32,44 @@ def available() -> bool:
     return binding.get_host_cpu_features().get("avx512bf16", False)
 
 
-def padded(matrix: Tensor) -> Tensor:
-    """(G, N, D) with zeros up to multiples of 32, which tiles cover."""
-    more = [-size % COLUMNS for size in matrix.shape[1:]]
-    return F.pad(matrix, (0, more[1], 0, more[0])) if any(more) else matrix.contiguous()
+@inner
+def matrix(run, start, step, count, width):
+    """Rows of 16 bits (count, width), of which row n lies at start + n step of a run of numbers, with zeros up to
+    multiples of 32, which tiles cover."""
+    rows = np.zeros((count + -count % COLUMNS, width + -width % COLUMNS), np.uint16)
+    for n in range(count):
+        row, given = rows[n], run[start + n * step : start + n * step + width]
+        for d in range(len(given)):
+            row[d] = given[d]
+    return rows
 
 
-def rows(matrix: Tensor) -> Tensor:
-    """Padded (G, N, D) in bfloat16 -> (G, N, D / 2) of 32 bits: two neighbours of a row each."""
-    return matrix.view(torch.int32)
+@inner
+def down(rows):
+    """(N, D) of 16 bits -> (N / 2, D) of 32: two neighbours of a column each."""
+    packed = np.empty((len(rows) // 2, rows.shape[1]), np.uint32)
+    for pair in range(len(packed)):
+        interleave(rows[2 * pair], rows[2 * pair + 1], packed[pair])
+    return packed
 
 
-def down(matrix: Tensor) -> Tensor:
-    """Padded (G, N, D) in bfloat16 -> (G, N / 2, D) of 32 bits: two neighbours of a column each."""
-    return matrix.unflatten(1, (-1, 2)).transpose(2, 3).contiguous().view(torch.int32)[..., 0]
+@inner
+def interleave(even, odd, both):
+    """Fill a row of 32 bits with those of two rows of 16, from their beginnings on."""
+    for d in range(len(both)):
+        both[d] = np.uint32(even[d]) | np.uint32(np.uint32(odd[d]) << np.uint32(16))
 
 
-def down_transposed(matrix: Tensor) -> Tensor:
-    """The same of the transposed matrix: padded (G, N, D) in bfloat16 -> (G, D / 2, N) of 32 bits."""
-    return rows(matrix).mT.contiguous()
+@inner
+def turned(pairs):
+    """The transposed (D, N), in memory as it is read, of pairs (N, D) of 32 bits; N is a multiple of 16."""
+    N, D = pairs.shape
+    columns = np.empty((D, N), np.uint32)
+    for n in range(0, N, LANES):
+        for d in range(D):
+            for lane in range(LANES):
+                columns[d, n + lane] = pairs[n + lane, d]
+    return columns
 
 
 def _codegen(add: bool):
