@@ -1,8 +1,8 @@
-"""Attention for training in bfloat16 on a CPU beside torch's fused one, forward and backward, in turn: `python -m
-benchmarks.attention [--rounds N]`.
+"""Attention for training on a CPU beside torch's fused one, forward and backward, in turn: `python -m
+benchmarks.attention [--rounds N] [--dtype float32]`.
 
 One line a case: milliseconds of both, and how many times as fast ours is. The cases are the slots and the strict past
-of the bench's sizes, and a long text. The processor must have what `core.kernels.tile` names.
+of the bench's sizes, and a long text. The processor must be one that `core.kernels.tile` names for the dtype.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from torch import Tensor
 from benchmarks.measure import interleaved, ratio
 from mosaic_cli.core.kernels import attention, tile
 from mosaic_cli.device import keep_freed_memory
+
+HALVES = tile.available(halves=True)
 
 
 class Case(NamedTuple):
@@ -46,20 +48,21 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
-    if not tile.available():
-        parser.error("this processor lacks vdpbf16ps, by which ours computes; nothing is measured")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if HALVES else "float32")
+    asked = parser.parse_args()
+    if not tile.available(asked.dtype == "bfloat16"):
+        parser.error(f"ours does not serve {asked.dtype} on this processor; nothing is measured")
     keep_freed_memory()
     for case in CASES:
-        _measure(case, rounds)
+        _measure(case, asked.rounds, getattr(torch, asked.dtype))
 
 
-def _measure(case: Case, rounds: int) -> None:
+def _measure(case: Case, rounds: int, dtype: torch.dtype) -> None:
     inputs = [
-        torch.randn(case.B, length, case.H, case.D).bfloat16().transpose(1, 2).requires_grad_()
+        torch.randn(case.B, length, case.H, case.D).to(dtype).transpose(1, 2).requires_grad_()
         for length in (case.T, case.S, case.S)
     ]
-    gradient = torch.randn(case.B, case.H, case.T, case.D).bfloat16()
+    gradient = torch.randn(case.B, case.H, case.T, case.D).to(dtype)
 
     def ours() -> Tensor:
         if case.causal:

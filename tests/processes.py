@@ -76,6 +76,8 @@ def _watch(plan: Plan):
     def on_event(event: str, arguments: tuple) -> None:
         if not (event in _WRITES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))):
             return
+        if "__pycache__" in str(arguments[0]):  # where Numba tries whether it may write: nothing of the command's
+            return
         os.write(counter, b".")
         number = plan.signals.get(os.fstat(counter).st_size)
         if number:

@@ -250,9 +250,10 @@ def attend(
     also be (H, 1) or (H, T); the dtype of queries and keys may then be another than that of the values.
 
     On a CPU our own loops do it in two cases: no fused kernel drops weights there, and torch's own way spends most of
-    the time on random numbers; and those for bfloat16 are slow.
+    the time on random numbers; and those for bfloat16 are slow, as are causal ones for float32.
     """
-    if not dropout and attn_mask is None and kernels.halves_serve(queries):
+    past = keys.shape[2] if is_causal else None
+    if not dropout and attn_mask is None and kernels.attention_serves(queries, past):
         from mosaic_cli.core.kernels import attention
 
         if is_causal:

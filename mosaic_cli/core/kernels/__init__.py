@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import torch
 
 ASKED = "MOSAIC_TRITON"
+LEAST_PAST, MOST_PAST = 64, 1024  # pairs, between which a causal read in float32 is quicker by loops than by torch
 MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
 
 
@@ -42,15 +43,25 @@ def loops_serve(x: torch.Tensor) -> bool:
     return torch.is_grad_enabled() or (x.numel() >= MANY and product_dtype(x) == torch.bfloat16)
 
 
-def halves_serve(x: torch.Tensor) -> bool:
-    """Whether `attention` serves queries x: where loops do, in bfloat16, on a processor with an instruction for it."""
-    return product_dtype(x) == torch.bfloat16 and loops_serve(x) and _has_tile()
+def attention_serves(x: torch.Tensor, past: int | None = None) -> bool:
+    """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
+    beyond which torch's own wastes little and below which it is quick. On processors that are quick at such products.
+
+    Args:
+        past: how many pairs a query reads at most, the newest; None where all queries read all pairs.
+    """
+    if not loops_serve(x):
+        return False
+    dtype = product_dtype(x)
+    if dtype == torch.float32:
+        return past is not None and LEAST_PAST < past <= MOST_PAST and _has_tile(dtype)
+    return dtype == torch.bfloat16 and _has_tile(dtype)
 
 
-def _has_tile() -> bool:
+def _has_tile(dtype: torch.dtype) -> bool:
     from mosaic_cli.core.kernels import tile  # only now, for Numba takes a second to load
 
-    return tile.available()
+    return tile.available(halves=dtype == torch.bfloat16)
 
 
 def implementation(device: torch.device, dtype: torch.dtype, kind: str, compiled: bool = False) -> str | None:
@@ -62,7 +73,8 @@ def implementation(device: torch.device, dtype: torch.dtype, kind: str, compiled
         compiled: whether torch's compiler makes the step, which has no use for the loops on a CPU.
     """
     if device.type == "cpu" and not compiled:
-        looped = ["attention"] * (dtype == torch.bfloat16 and _has_tile()) + ["keys", "values"] * (kind == "mosaic")
+        attending = dtype in (torch.bfloat16, torch.float32) and _has_tile(dtype)
+        looped = ["attention"] * attending + ["keys", "values"] * (kind == "mosaic")
         return (
             f"{', '.join(looped)} by loops, which the first step compiles unless they were before" if looped else None
         )

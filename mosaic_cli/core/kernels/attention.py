@@ -1,24 +1,40 @@
-"""Attention in bfloat16 on a CPU, in compiled loops: neither scores nor weights are ever all in memory.
+"""Attention on a CPU in compiled loops: neither scores nor weights are ever all in memory.
 
-Torch's fused attention gets little of the speed that products have in bfloat16, least of all in its backward pass.
-Here the scores of eight queries are made in the processor's cache, in float32, for a memory of small bandwidth has
-large ones; and made again in the backward pass (FlashAttention, arXiv 2205.14135). docs/performance.md has the figures.
+In bfloat16 torch's fused attention gets little of the speed that products have there, least of all in its backward
+pass; in float32 that of the past multiplies much that no query sees. Here the scores of eight queries are made in the
+processor's cache, in float32, for a memory of small bandwidth has large ones; and made again in the backward pass
+(FlashAttention, arXiv 2205.14135). docs/performance.md has the figures.
 """
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
+from mosaic_cli.core import kernels
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import bits, exp, narrow, widen
-from mosaic_cli.core.kernels.tile import COLUMNS, ROWS, down, interleave, matrix, multiply, multiply_add, turned
+from mosaic_cli.core.kernels.halves import bits, exp, narrow, number, stored
+from mosaic_cli.core.kernels.tile import (
+    COLUMNS,
+    ROWS,
+    down,
+    in_words,
+    lay_down,
+    matrix,
+    multiply,
+    multiply_add,
+    turned,
+    words,
+)
 
 BLOCK = 64  # queries that are added to the gradients of keys and values at a time
 PARTS = 16  # at least so many threads find work: fewer heads than that are cut up
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor | float) -> Tensor:
-    """Softmax attention (B, H, T, D) for queries (B, H, T, D) and pairs (B, H, S, D), all of them taken as bfloat16.
+    """Softmax attention (B, H, T, D) for queries (B, H, T, D) and pairs (B, H, S, D), all of them taken in the dtype of
+    products, which must be float32 or bfloat16.
 
     Args:
         scale: of the scores, above 0: a number, or float32 that can be expanded to (B, H, T).
@@ -36,7 +52,8 @@ def attend_window(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor |
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor | float, seen: int, window: int) -> Tensor:
     """Query i sees the pairs i + seen - window <= j < i + seen, if they are there."""
     scales = torch.as_tensor(scale, dtype=torch.float32).expand(queries.shape[:3])
-    return _Attention.apply(queries.bfloat16(), keys.bfloat16(), values.bfloat16(), scales, seen, window)
+    dtype = kernels.product_dtype(values)
+    return _Attention.apply(queries.to(dtype), keys.to(dtype), values.to(dtype), scales, seen, window)
 
 
 class _Attention(torch.autograd.Function):
@@ -68,8 +85,8 @@ def _beside(heads: Tensor) -> Tensor:
 
 
 def _runs(*tensors: Tensor) -> list[Tensor | tuple[int, ...]]:
-    """For each (B, H, N, D) in bfloat16 the bits as one run of numbers, and the steps in it from text to text, head to
-    head and row to row. So the loops need no copies, and one form of them serves tensors however they lie."""
+    """For each (B, H, N, D) the numbers, of bfloat16 the bits, as one run, and the steps in it from text to text, head
+    to head and row to row. So the loops need no copies, and one form of them serves tensors however they lie."""
     arguments = []
     for tensor in tensors:
         tensor = tensor if tensor.stride(3) == 1 else tensor.contiguous()
@@ -134,12 +151,12 @@ def _greatest(scores):
 
 @inner
 def _powers(scores, scale, weights):
-    """Fill the bits of a query's weights with e^(scale score), over the greatest; returns their sum and the greatest
+    """Fill a query's weights with e^(scale score), over the greatest; returns their sum and the greatest
     score."""
     greatest, total = _greatest(scores), np.float32(0)
     for s in range(len(scores)):
         power = exp((scores[s] - greatest) * scale)
-        weights[s] = narrow(power)
+        weights[s] = stored(power, weights)
         total += power
     return total, greatest
 
@@ -148,33 +165,34 @@ def _powers(scores, scale, weights):
 def _forward(
     queries, query_steps, keys, key_steps, values, value_steps, scales, reads, logs, S, seen, window, most_parts
 ):
-    """Reads (B, T, H, D), the bits of bfloat16, and the logarithm of each query's sum of powers (B, H, T), of runs of
+    """Reads (B, T, H, D), and the logarithm of each query's sum of powers (B, H, T), of runs of
     queries, keys and values, and scales (B, H, T); S pairs are there."""
     B, T, H, D = reads.shape
     parts = max(1, most_parts // (B * H))
     width, size = D + -D % COLUMNS, S + -S % COLUMNS
-    for number in prange(B * H * parts):
-        b, h, part = number // parts // H, number // parts % H, number % parts
-        keys_turned = turned(_rows(keys, key_steps, b, h, 0, S, D).view(np.uint32))
+    for piece in prange(B * H * parts):
+        b, h, part = piece // parts // H, piece // parts % H, piece % parts
+        keys_turned = turned(words(_rows(keys, key_steps, b, h, 0, S, D)))
         values_down = down(_rows(values, value_steps, b, h, 0, S, D))
-        scores, weights = np.empty((ROWS, size), np.float32), np.empty((ROWS, size // 2), np.uint32)
+        scores, weights = np.empty((ROWS, size), np.float32), np.empty((ROWS, size), queries.dtype)
         read, totals = np.empty((ROWS, width), np.float32), np.empty(ROWS, np.float32)
         for block in range(part * BLOCK, T, parts * BLOCK):
-            asked = _rows(queries, query_steps, b, h, block, min(BLOCK, T - block), D).view(np.uint32)
+            asked = words(_rows(queries, query_steps, b, h, block, min(BLOCK, T - block), D))
             for start in range(block, min(block + BLOCK, T), ROWS):
                 rows = min(ROWS, T - start)
                 first, last = _span(start, start + rows, S, seen, window)
                 multiply(asked[start - block :], keys_turned[:, first:last], scores[:, : last - first])
                 for row in range(rows):
                     own, end = _own_span(start + row, S, seen, window, first)
-                    weight, scale = weights[row].view(np.uint16)[: last - first], scales[b, h, start + row]
+                    weight, scale = weights[row, : last - first], scales[b, h, start + row]
                     totals[row], greatest = _powers(scores[row, own:end], scale, weight[own:end])
                     _clear_but(weight, own, end)
                     logs[b, h, start + row] = greatest * scale + np.log(totals[row])
-                multiply(weights[:, : (last - first) // 2], values_down[first // 2 :], read)
+                weight_words = words(weights)[:, : in_words(last - first, weights)]
+                multiply(weight_words, values_down[in_words(first, weights) :], read)
                 for row in range(rows):
                     for d in range(D):
-                        reads[b, start + row, h, d] = narrow(read[row, d] / totals[row])
+                        reads[b, start + row, h, d] = stored(read[row, d] / totals[row], reads)
 
 
 @loops
@@ -199,39 +217,39 @@ def _backward(
     window,
     most_parts,
 ):
-    """The gradients by queries (B, T, H, D), keys and values (B, S, H, D), the bits of bfloat16, and by scales
-    (B, H, T), from that by the reads, which is a run as the first three are."""
+    """The gradients by queries (B, T, H, D), keys and values (B, S, H, D) and by scales (B, H, T), from that by the
+    reads, which is a run as the first three are."""
     B, T, H, D = by_queries.shape
     parts = max(1, most_parts // (B * H))
     width, size = D + -D % COLUMNS, S + -S % COLUMNS
     by_pairs = np.empty((2, B * H * parts, width, size), np.float32)  # by values and by keys, turned
-    for number in prange(B * H * parts):
-        b, h, part = number // parts // H, number // parts % H, number % parts
+    for piece in prange(B * H * parts):
+        b, h, part = piece // parts // H, piece // parts % H, piece % parts
         key_rows = _rows(keys, key_steps, b, h, 0, S, D)
-        keys_turned, keys_down = turned(key_rows.view(np.uint32)), down(key_rows)
-        values_turned = turned(_rows(values, value_steps, b, h, 0, S, D).view(np.uint32))
-        by_values_turned, by_keys_turned = by_pairs[0, number], by_pairs[1, number]
+        keys_turned, keys_down = turned(words(key_rows)), down(key_rows)
+        values_turned = turned(words(_rows(values, value_steps, b, h, 0, S, D)))
+        by_values_turned, by_keys_turned = by_pairs[0, piece], by_pairs[1, piece]
         _clear(by_values_turned)
         _clear(by_keys_turned)
-        products, halves = np.empty((2, ROWS, size), np.float32), np.empty((2, ROWS, size // 2), np.uint32)
+        products, results = np.empty((2, ROWS, size), np.float32), np.empty((2, ROWS, size), queries.dtype)
         scores, by_weights = products[0], products[1]
-        weights, by_scores = halves[0], halves[1]  # two of 16 bits in one number
+        weights, by_scores = results[0], results[1]
         read = np.empty((ROWS, width), np.float32)
         for block in range(part * BLOCK, T, parts * BLOCK):
             stop = min(block + BLOCK, T)
             asked = _rows(queries, query_steps, b, h, block, stop - block, D)
             given = _rows(gradient, gradient_steps, b, h, block, stop - block, D)
+            asked_words, given_words = words(asked), words(given)
             begin, end = _span(block, stop, S, seen, window)
-            pairs = np.zeros((2, len(asked) // 2, end - begin), np.uint32)  # of weights, and of gradients by scores
+            laid = np.zeros((2, in_words(len(asked), asked), end - begin), asked_words.dtype)  # `results`, down
             for start in range(block, stop, ROWS):
                 first, last = _span(start, min(start + ROWS, stop), S, seen, window)
                 eight = slice(start - block, start - block + ROWS)
-                multiply(asked[eight].view(np.uint32), keys_turned[:, first:last], scores[:, : last - first])
-                multiply(given[eight].view(np.uint32), values_turned[:, first:last], by_weights[:, : last - first])
+                multiply(asked_words[eight], keys_turned[:, first:last], scores[:, : last - first])
+                multiply(given_words[eight], values_turned[:, first:last], by_weights[:, : last - first])
                 for row in range(ROWS):
                     t = start + row
-                    weight = weights[row].view(np.uint16)[: last - first]
-                    by_score = by_scores[row].view(np.uint16)[: last - first]
+                    weight, by_score = weights[row, : last - first], by_scores[row, : last - first]
                     own, over = _own_span(t, S, seen, window, first) if t < stop else (0, 0)
                     if t < stop:
                         by_scales[b, h, t] = _gradients(
@@ -248,14 +266,15 @@ def _backward(
                 for row in range(0, ROWS, 2):
                     pair = (start - block + row) // 2
                     for kind in range(2):
-                        even, odd = halves[kind, row].view(np.uint16), halves[kind, row + 1].view(np.uint16)
-                        interleave(even, odd, pairs[kind, pair, first - begin : last - begin])
-                multiply(by_scores[:, : (last - first) // 2], keys_down[first // 2 :], read)
+                        even, odd = results[kind, row, : last - first], results[kind, row + 1, : last - first]
+                        lay_down(even, odd, laid[kind], pair, first - begin, last - begin)
+                score_words = words(by_scores)[:, : in_words(last - first, by_scores)]
+                multiply(score_words, keys_down[in_words(first, by_scores) :], read)
                 for t in range(start, min(start + ROWS, stop)):
                     for d in range(D):
-                        by_queries[b, t, h, d] = narrow(read[t - start, d])
-            multiply_add(turned(down(given)), pairs[0], by_values_turned[:, begin:end])
-            multiply_add(turned(down(asked)), pairs[1], by_keys_turned[:, begin:end])
+                        by_queries[b, t, h, d] = stored(read[t - start, d], by_queries)
+            multiply_add(turned(down(given)), laid[0], by_values_turned[:, begin:end])
+            multiply_add(turned(down(asked)), laid[1], by_keys_turned[:, begin:end])
     for head in prange(B * H):
         b, h = head // H, head % H
         _add_up(by_pairs[0, head * parts : (head + 1) * parts], by_values, b, h)
@@ -264,16 +283,16 @@ def _backward(
 
 @inner
 def _product(left, right):
-    """Of two rows of the bits of bfloat16, as long as the second is."""
+    """Of two rows, as long as the second is."""
     total = np.float32(0)
     for d in range(len(right)):
-        total += widen(left[d]) * widen(right[d])
+        total += number(left[d]) * number(right[d])
     return total
 
 
 @inner
 def _gradients(scores, by_weights, scale, log, mean, weights, by_scores):
-    """Fill the bits of a query's weights and of the gradients by its scores; returns the gradient by its scale.
+    """Fill a query's weights and the gradients by its scores; returns the gradient by its scale.
 
     That by a scaled score is its weight times the difference of the gradient by the weight from their mean, which is
     the product of the read and the gradient by it. And as these add up to nothing, scores may be counted from
@@ -284,27 +303,42 @@ def _gradients(scores, by_weights, scale, log, mean, weights, by_scores):
         log_power = scores[s] * scale - log
         power = exp(log_power)
         by_scaled = power * (by_weights[s] - mean)
-        weights[s] = narrow(power)
-        by_scores[s] = narrow(by_scaled * scale)
+        weights[s] = stored(power, weights)
+        by_scores[s] = stored(by_scaled * scale, by_scores)
         by_scale += by_scaled * log_power
     return by_scale / scale
 
 
 @inner
 def _add_up(parts, totals, b, h):
-    """Fill a head of totals (B, S, H, D), bits of bfloat16, with the sum of parts (., D or more, S or more) turned."""
+    """Fill a head of totals (B, S, H, D) with the sum of parts (., D or more, S or more) turned."""
     for part in range(1, len(parts)):
         for row in range(parts.shape[1]):
             sums, more = parts[0, row], parts[part, row]
             for s in range(len(sums)):
                 sums[s] += more[s]
-    pairs = np.empty((parts.shape[1] // 2, parts.shape[2]), np.uint32)  # of neighbours in a row of the result
-    for pair in range(len(pairs)):
-        even, odd, both = parts[0, 2 * pair], parts[0, 2 * pair + 1], pairs[pair]
-        for s in range(len(both)):
-            both[s] = np.uint32(narrow(even[s])) | np.uint32(np.uint32(narrow(odd[s])) << np.uint32(16))
-    rows = turned(pairs).view(np.uint16)
+    rows = _turned_back(parts[0], totals)
     for s in range(totals.shape[1]):
         row, total = rows[s], totals[b, s, h]
         for d in range(len(total)):
             total[d] = row[d]
+
+
+def _turned_back(sums, totals):
+    """Rows (S, D) of what totals hold, for sums (D, S) in float32."""
+
+
+@overload(_turned_back)
+def _rows_of(sums, totals):
+    if totals.dtype != types.uint16:
+        return lambda sums, totals: turned(sums)
+
+    def narrowed(sums, totals):
+        pairs = np.empty((sums.shape[0] // 2, sums.shape[1]), np.uint32)  # of neighbours in a row of the result
+        for pair in range(len(pairs)):
+            even, odd, both = sums[2 * pair], sums[2 * pair + 1], pairs[pair]
+            for s in range(len(both)):
+                both[s] = np.uint32(narrow(even[s])) | np.uint32(np.uint32(narrow(odd[s])) << np.uint32(16))
+        return turned(pairs).view(np.uint16)
+
+    return narrowed

@@ -1,52 +1,123 @@
-"""Products of matrices of bfloat16 inside compiled loops, summed in float32: what torch does not offer on a CPU.
+"""Products of matrices inside compiled loops, summed in float32: of bfloat16, which torch does not offer on a CPU with
+such sums, and of float32, so that a causal read multiplies no more than it needs.
 
-One instruction of x86 processors, `vdpbf16ps`, multiplies 16 times two neighbours in bfloat16 by two others and adds
-the products to 16 sums in float32. No loop is compiled to it, so LLVM, Numba's compiler, is told here. The sums of
-8 rows and 32 columns stay in registers.
+A loop over numbers is not compiled into what a processor does best, so LLVM, Numba's compiler, is told here: the sums
+of a tile of the product stay in registers. For bfloat16, one instruction of x86 processors, `vdpbf16ps`, multiplies 16
+times two neighbours by two others and adds the products to 16 sums in float32. For float32 it is the usual multiply and
+add of eight numbers at a time.
 
-A matrix product A B is made of A's rows, as they lie in memory, and of B `down` its columns: two rows of B interleaved,
-so that two neighbours are one number of 32 bits in both. Such pairs `turned` are those of the transposed matrix: down
-its columns what lay along the rows, and the reverse.
+What is multiplied are `words` of 32 bits: two neighbours in bfloat16, which loops know as the 16 bits that each is, or
+one float32. A product A B is made of A's rows, as they lie in memory, and of B `down` its columns: in bfloat16 two rows
+of B interleaved, so that two neighbours are a word in both; in float32 B as it is. Words `turned` are those of the
+transposed matrix: down its columns what lay along the rows, and the reverse.
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.extending import intrinsic
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic, overload
 
 from mosaic_cli.core.kernels.compiled import inner
 
-ROWS, COLUMNS = 8, 32  # of a tile
-LANES = 16  # sums in a register
+ROWS, COLUMNS = 8, 32  # of a product, which may have a multiple of them
+LINE = 16  # words in a line of the cache
 INT, FLOAT, ADDRESS = ir.IntType(32), ir.FloatType(), ir.IntType(64)
-INTS, FLOATS = ir.VectorType(INT, LANES), ir.VectorType(FLOAT, LANES)
 
 binding.initialize_native_asmparser()  # LLVM needs it where an instruction is named
 
 
+class Tile(NamedTuple):
+    """What fits the registers: rows and columns, and the lanes of a register; what words are, and what adds them."""
+
+    rows: int
+    columns: int
+    lanes: int
+    word: ir.Type
+    halves: bool
+
+
+TILES = {types.uint32: Tile(8, 32, 16, INT, True), types.float32: Tile(4, 16, 8, FLOAT, False)}
+
+
 @cache
-def available() -> bool:
-    """Whether this processor has the instruction: AMD's have since Zen 4, Intel's for servers since Cooper Lake."""
-    return binding.get_host_cpu_features().get("avx512bf16", False)
+def available(halves: bool) -> bool:
+    """Whether this processor is quick at products of bfloat16 (`halves`): AMD's have an instruction for them since Zen
+    4, Intel's for servers since Cooper Lake. Or at those of float32: where AVX2 is the most it has, as on most laptops;
+    with wider registers it was not measured. Products come out the same everywhere."""
+    there = binding.get_host_cpu_features()
+    if halves:
+        return there.get("avx512bf16", False)
+    return there.get("avx2", False) and there.get("fma", False) and not there.get("avx512f", False)
 
 
-@inner
-def matrix(run, start, step, count, width):
-    """Rows of 16 bits (count, width), of which row n lies at start + n step of a run of numbers, with zeros up to
-    multiples of 32, which tiles cover."""
-    rows = np.zeros((count + -count % COLUMNS, width + -width % COLUMNS), np.uint16)
-    for n in range(count):
-        row, given = rows[n], run[start + n * step : start + n * step + width]
-        for d in range(len(given)):
-            row[d] = given[d]
+def words(rows):
+    """Rows (N, W) of numbers as words, as they lie in memory."""
+
+
+def in_words(count, rows):
+    """How many words so many numbers of such rows are."""
+
+
+def down(rows):
+    """(N, W) numbers -> words (N / 2, W) of bfloat16, two neighbours of a column each; of float32 (N, W)."""
+
+
+def lay_down(even, odd, place, pair, start, stop):
+    """Write two neighbouring rows of numbers `down` into words, as rows number 2 pair and 2 pair + 1 would be, and
+    there from column `start` to `stop`."""
+
+
+@overload(words)
+def _words(rows):
+    return (lambda rows: rows.view(np.uint32)) if rows.dtype == types.uint16 else (lambda rows: rows)
+
+
+@overload(in_words)
+def _in_words(count, rows):
+    return (lambda count, rows: count // 2) if rows.dtype == types.uint16 else (lambda count, rows: count)
+
+
+@overload(down)
+def _down(rows):
+    return (lambda rows: interleaved(rows)) if rows.dtype == types.uint16 else (lambda rows: rows)
+
+
+@overload(lay_down)
+def _lay_down(even, odd, place, pair, start, stop):
+    if even.dtype == types.uint16:
+        return lambda even, odd, place, pair, start, stop: interleave(even, odd, place[pair, start:stop])
+
+    def rows(even, odd, place, pair, start, stop):
+        copy(even, place[2 * pair, start:stop])
+        copy(odd, place[2 * pair + 1, start:stop])
+
     return rows
 
 
 @inner
-def down(rows):
-    """(N, D) of 16 bits -> (N / 2, D) of 32: two neighbours of a column each."""
+def matrix(run, start, step, count, width):
+    """Rows of numbers (count, width), of which row n lies at start + n step of a run of numbers, with zeros up to
+    multiples of 32, which tiles cover."""
+    rows = np.zeros((count + -count % COLUMNS, width + -width % COLUMNS), run.dtype)
+    for n in range(count):
+        copy(run[start + n * step : start + n * step + width], rows[n])
+    return rows
+
+
+@inner
+def copy(row, place):
+    """Fill the beginning of a place with a row."""
+    for d in range(len(row)):
+        place[d] = row[d]
+
+
+@inner
+def interleaved(rows):
+    """(N, W) of 16 bits -> (N / 2, W) of 32: two neighbours of a column each."""
     packed = np.empty((len(rows) // 2, rows.shape[1]), np.uint32)
     for pair in range(len(packed)):
         interleave(rows[2 * pair], rows[2 * pair + 1], packed[pair])
@@ -62,59 +133,76 @@ def interleave(even, odd, both):
 
 @inner
 def turned(pairs):
-    """The transposed (D, N), in memory as it is read, of pairs (N, D) of 32 bits; N is a multiple of 16."""
+    """The transposed (D, N), in memory as it is read, of words (N, D); N is a multiple of 16.
+
+    Its rows are a cache's line further apart than they are long: with powers of two between them, they would all want
+    the same places of the cache.
+    """
     N, D = pairs.shape
-    columns = np.empty((D, N), np.uint32)
-    for n in range(0, N, LANES):
+    columns = np.empty((D, N + LINE), pairs.dtype)[:, :N]
+    for n in range(0, N, LINE):
         for d in range(D):
-            for lane in range(LANES):
+            for lane in range(LINE):
                 columns[d, n + lane] = pairs[n + lane, d]
     return columns
 
 
-def _codegen(add: bool):
-    """Writes a tile for LLVM: a loop over the pairs, with 16 sums that are carried from one to the next."""
+def _codegen(tile: Tile, add: bool):
+    """Writes a tile for LLVM: a loop over what is summed, with sums that are carried from one word to the next."""
 
     def codegen(context, builder, signature, arguments):
-        left, left_stride, right, right_stride, product, product_stride, pairs = arguments
-        places = [(row, lane) for row in range(ROWS) for lane in range(0, COLUMNS, LANES)]
+        left, left_stride, right, right_stride, product, product_stride, count = arguments
+        places = [(row, lane) for row in range(tile.rows) for lane in range(0, tile.columns, tile.lanes)]
+        words, floats = ir.VectorType(tile.word, tile.lanes), ir.VectorType(FLOAT, tile.lanes)
 
         def at(kind, start, *steps):
-            for stride, count in steps:
-                start = builder.add(start, builder.mul(stride, count))
+            for stride, number in steps:
+                start = builder.add(start, builder.mul(stride, number))
             return builder.inttoptr(start, kind.as_pointer())
 
         def sums_at(row, lane):
-            return at(FLOATS, product, (product_stride, ADDRESS(row)), (ADDRESS(4), ADDRESS(lane)))
+            return at(floats, product, (product_stride, ADDRESS(row)), (ADDRESS(4), ADDRESS(lane)))
+
+        def added(total, column, row):
+            kind = ir.FunctionType(floats, [floats, words, words])
+            if tile.halves and available(halves=True):
+                return builder.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, column, row])
+            kind = ir.FunctionType(floats, [floats, floats, floats])
+            fused = get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{tile.lanes}f32")
+            for factors in both_floats(column, row) if tile.halves else [(column, row)]:
+                total = builder.call(fused, [*factors, total])
+            return total
+
+        def both_floats(*pairs):
+            """The earlier halves of words and the later ones, as the float32 that each is."""
+            size, upper = words([16] * tile.lanes), words([0xFFFF0000] * tile.lanes)
+            halves = [[builder.shl(pair, size), builder.and_(pair, upper)] for pair in pairs]
+            return zip(*([builder.bitcast(half, floats) for half in both] for both in halves), strict=True)
 
         if add:
             first = [builder.load(sums_at(*place), align=4) for place in places]
         else:
-            first = [FLOATS([0.0] * LANES)] * len(places)
+            first = [floats([0.0] * tile.lanes)] * len(places)
         before, loop, after = builder.block, *(builder.append_basic_block() for _ in range(2))
         builder.branch(loop)
         builder.position_at_end(loop)
-        pair, sums = builder.phi(ADDRESS), [builder.phi(FLOATS) for _ in places]
+        word, sums = builder.phi(ADDRESS), [builder.phi(floats) for _ in places]
         columns = {
-            lane: builder.load(at(INTS, right, (right_stride, pair), (ADDRESS(4), ADDRESS(lane))), align=4)
-            for lane in range(0, COLUMNS, LANES)
+            lane: builder.load(at(words, right, (right_stride, word), (ADDRESS(4), ADDRESS(lane))), align=4)
+            for lane in range(0, tile.columns, tile.lanes)
         }
-        nothing, first_lane = INTS(ir.Undefined), INTS([0] * LANES)
-        spread = []  # a row's two neighbours, in all lanes
-        for row in range(ROWS):
-            two = builder.load(at(INT, left, (left_stride, ADDRESS(row)), (ADDRESS(4), pair)), align=4)
-            spread.append(builder.shuffle_vector(builder.insert_element(nothing, two, INT(0)), nothing, first_lane))
-        multiply_add = ir.InlineAsm(ir.FunctionType(FLOATS, [FLOATS, INTS, INTS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v")
-        last = [
-            builder.call(multiply_add, [total, columns[lane], spread[row]])
-            for total, (row, lane) in zip(sums, places, strict=True)
-        ]
-        following = builder.add(pair, ADDRESS(1))
-        carried = zip([pair, *sums], [ADDRESS(0), *first], [following, *last], strict=True)
+        nothing, first_lane = words(ir.Undefined), ir.VectorType(INT, tile.lanes)([0] * tile.lanes)
+        spread = []  # a row's word, in all lanes
+        for row in range(tile.rows):
+            one = builder.load(at(tile.word, left, (left_stride, ADDRESS(row)), (ADDRESS(4), word)), align=4)
+            spread.append(builder.shuffle_vector(builder.insert_element(nothing, one, INT(0)), nothing, first_lane))
+        last = [added(total, columns[lane], spread[row]) for total, (row, lane) in zip(sums, places, strict=True)]
+        following = builder.add(word, ADDRESS(1))
+        carried = zip([word, *sums], [ADDRESS(0), *first], [following, *last], strict=True)
         for phi, start, value in carried:
             phi.add_incoming(start, before)
             phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, pairs), loop, after)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
         builder.position_at_end(after)
         for total, place in zip(last, places, strict=True):
             builder.store(total, sums_at(*place), align=4)
@@ -123,45 +211,62 @@ def _codegen(add: bool):
     return types.void(*[types.int64] * 7), codegen
 
 
-@intrinsic
-def _tile(typing, left, left_stride, right, right_stride, product, product_stride, pairs):
-    """8 x 32 numbers of a product: addresses, the bytes from one row to the next, and the pairs that are summed."""
-    return _codegen(add=False)
+def _tile(tile: Tile, add: bool):
+    """Numbers of a product of a tile's size: addresses, the bytes from one row to the next, and the words summed."""
+
+    @intrinsic
+    def function(typing, left, left_stride, right, right_stride, product, product_stride, count):
+        return _codegen(tile, add)
+
+    return function
 
 
-@intrinsic
-def _tile_added(typing, left, left_stride, right, right_stride, product, product_stride, pairs):
-    """The same, added to what is there."""
-    return _codegen(add=True)
-
-
-@inner
 def multiply(left, right, product):
-    """product (8, N) = left right, for the first 8 rows of left (., K), K > 0 pairs, and right (K or more, N), which is
-    a matrix `down` its columns; N is a multiple of 32."""
-    for column in range(0, product.shape[1], COLUMNS):
-        _tile(
-            left.ctypes.data,
-            left.strides[0],
-            right[:, column:].ctypes.data,
-            right.strides[0],
-            product[:, column:].ctypes.data,
-            product.strides[0],
-            left.shape[1],
-        )
+    """product (8, N) = left right, for the first 8 rows of words left (., K), K > 0, and right (K or more, N), which
+    is a matrix `down` its columns; N is a multiple of 32."""
 
 
-@inner
 def multiply_add(left, right, product):
-    """product (M, N) += left right, for rows (M, K) and right (K or more, N); M is a multiple of 8, N of 32."""
-    for column in range(0, product.shape[1], COLUMNS):
-        for row in range(0, len(product), ROWS):
-            _tile_added(
-                left[row:].ctypes.data,
-                left.strides[0],
-                right[:, column:].ctypes.data,
-                right.strides[0],
-                product[row:, column:].ctypes.data,
-                product.strides[0],
-                left.shape[1],
-            )
+    """product (M, N) += left right, for words (M, K) and right (K or more, N); M is a multiple of 8, N of 32."""
+
+
+@overload(multiply)
+def _multiply(left, right, product):
+    tile = TILES[left.dtype]
+    one, rows, columns = _tile(tile, add=False), tile.rows, tile.columns
+
+    def loop(left, right, product):
+        for column in range(0, product.shape[1], columns):
+            for row in range(0, ROWS, rows):
+                one(
+                    left[row:].ctypes.data,
+                    left.strides[0],
+                    right[:, column:].ctypes.data,
+                    right.strides[0],
+                    product[row:, column:].ctypes.data,
+                    product.strides[0],
+                    left.shape[1],
+                )
+
+    return loop
+
+
+@overload(multiply_add)
+def _multiply_add(left, right, product):
+    tile = TILES[left.dtype]
+    one, rows, columns = _tile(tile, add=True), tile.rows, tile.columns
+
+    def loop(left, right, product):
+        for column in range(0, product.shape[1], columns):
+            for row in range(0, len(product), rows):
+                one(
+                    left[row:].ctypes.data,
+                    left.strides[0],
+                    right[:, column:].ctypes.data,
+                    right.strides[0],
+                    product[row:, column:].ctypes.data,
+                    product.strides[0],
+                    left.shape[1],
+                )
+
+    return loop

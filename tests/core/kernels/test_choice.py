@@ -26,11 +26,14 @@ def test_a_cpu_has_no_choice(monkeypatch):
     monkeypatch.setenv(kernels.ASKED, "1")
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
     cpu = torch.device("cpu")
+    monkeypatch.setattr(kernels, "_has_tile", lambda dtype: dtype == torch.float32)
+    assert _said(cpu).startswith("attention, keys, values by loops, which the first step compiles")
+    assert _said(cpu, torch.bfloat16).startswith("keys, values by loops")
+    monkeypatch.setattr(kernels, "_has_tile", lambda dtype: dtype == torch.bfloat16)
     assert _said(cpu).startswith("keys, values by loops, which the first step compiles")
-    monkeypatch.setattr(kernels, "_has_tile", lambda: True)
     assert _said(cpu, torch.bfloat16).startswith("attention, keys, values by loops")
     assert _said(cpu, torch.bfloat16, "transformer").startswith("attention by loops")
-    monkeypatch.setattr(kernels, "_has_tile", lambda: False)
+    monkeypatch.setattr(kernels, "_has_tile", lambda _: False)
     assert _said(cpu, torch.bfloat16).startswith("keys, values by loops")
     assert _said(cpu, torch.bfloat16, "transformer") is None
     assert _said(cpu, kind="transformer") is None and _said(cpu, compiled=True) is None
