@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.systems import System, build
+from mosaic_cli.core.model import arrange_for_decoding
 from mosaic_cli.device import Placement, choose_placement, keep_freed_memory
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.training.optimizer import make_optimizer, update
@@ -79,7 +80,9 @@ def prefill(system: System, T: int, batch: int, vocab_size: int, placement: Plac
 
 
 def decoding(system: System, stored: int, batch: int, vocab_size: int, placement: Placement) -> Prepare:
-    """Greedy decoding of DECODED tokens behind `stored` others; reading those is not timed."""
+    """Greedy decoding of DECODED tokens behind `stored` others; reading those is not timed. The mosaic's slots are
+    arranged as `mosaic generate` does."""
+    arrange_for_decoding(system.model)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, vocab_size, (batch, stored))).to(placement.device)
 
     @torch.inference_mode()

@@ -38,6 +38,7 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Continue a prompt with a trained model, streaming to stdout."""
+    from mosaic_cli.core.model import arrange_for_decoding
     from mosaic_cli.device import choose_placement
     from mosaic_cli.generation import Sampling, Writer
     from mosaic_cli.probes.edit_files import load_edits
@@ -48,6 +49,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p)
     placement = choose_placement(device, dtype, decoding=True)
     trained = load_trained(ckpt, placement)
+    arrange_for_decoding(trained.model)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     writer = Writer(
         trained.model,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mosaic_cli.core.layout import room_for_pairs
+
 
 class GrowingPairs:
     """Keys and values (B, H, S, D) in buffers that double when full, so adding a pair costs O(1) on average."""
@@ -42,7 +44,7 @@ class GrowingPairs:
             return buffer
         while capacity < end:
             capacity *= 2
-        larger = _room(like, capacity)
+        larger = room_for_pairs(like, capacity)
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
@@ -67,7 +69,7 @@ class WindowPairs:
         For one pair they come in the order of the ring, for several in that of the text.
         """
         if self._keys is None:
-            self._keys, self._values = (_room(tensor, self._window) for tensor in (keys, values))
+            self._keys, self._values = (room_for_pairs(tensor, self._window) for tensor in (keys, values))
         kept, start, count = min(self.length, self._window), self.length, keys.shape[2]
         self.length += count
         if count == 1:
@@ -91,11 +93,6 @@ class WindowPairs:
         if self._keys is not None:
             copy._keys, copy._values = (_repeat(ring, count).clone() for ring in (self._keys, self._values))
         return copy
-
-
-def _room(like: Tensor, capacity: int) -> Tensor:
-    B, H, _, D = like.shape
-    return torch.empty(B, H, capacity, D, dtype=like.dtype, device=like.device)
 
 
 def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mosaic_cli.core import ops
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.loss import ChunkedLoss, chunk_tokens, chunks_pay
+from mosaic_cli.core.memory import PersistentMemory
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.core.transformer import Transformer
 
@@ -31,6 +32,16 @@ class LanguageModel(Protocol):
 def build_model(config: ModelConfig) -> Mosaic | Transformer:
     """A model of the kind that the configuration names, with its starting values drawn from torch's generator."""
     return {"mosaic": Mosaic, "transformer": Transformer}[config.kind](config)
+
+
+def arrange_for_decoding(model: nn.Module) -> None:
+    """Have a model on a CPU read its slots faster, one token at a time: in place, the same values in another order.
+
+    Not for a model that is trained on: its steps would round otherwise than those of the run it came from.
+    """
+    for module in model.modules():
+        if isinstance(module, PersistentMemory) and module.slot_keys.device.type == "cpu":
+            module.turn_slots()
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

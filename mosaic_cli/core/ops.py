@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mosaic_cli.core import kernels
+from mosaic_cli.core import kernels, layout
 
 
 def leak_rate(theta: Tensor) -> Tensor:
@@ -221,8 +221,7 @@ def slot_read(
     if T == 1 and not dropout and queries.device.type == "cpu" and not torch.is_grad_enabled():
         # decoding: two plain products for all texts of the batch take fewer steps than the fused one
         asked = (queries.squeeze(2).transpose(0, 1) * beta).to(dtype)  # (H, B, D)
-        logits = torch.bmm(keys, asked.mT).mT if B == 1 else torch.bmm(asked, keys.mT)  # the faster of two ways
-        reads = torch.bmm(torch.softmax(logits, dim=-1), values) * alpha
+        reads = torch.bmm(torch.softmax(torch.bmm(asked, keys.mT), dim=-1), values) * alpha
         return reads.to(dtype).transpose(0, 1).unsqueeze(2)
     # a compiled model keeps to one side for every T, lest it be compiled twice
     scale_slots = T > 1 if torch.compiler.is_compiling() else keys.shape[1] < B * T
@@ -231,7 +230,8 @@ def slot_read(
     queries = queries.to(dtype)
     if B > 1:
         queries = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    reads = attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
+    keys, values = (slots[None].to(dtype).contiguous() for slots in (keys, values))
+    reads = attend(queries, keys, values, dropout)  # (1, H, B * T, D)
     if B > 1:
         reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
     return reads if scale_slots else (reads * alpha).to(dtype)
@@ -250,7 +250,8 @@ def attend(
     also be (H, 1) or (H, T); the dtype of queries and keys may then be another than that of the values.
 
     On a CPU our own loops do it in two cases: no fused kernel drops weights there, and torch's own way spends most of
-    the time on random numbers; and those for bfloat16 are slow, as are causal ones for float32.
+    the time on random numbers; and those for bfloat16 are slow, as are causal ones for float32. Pairs that lie turned
+    (`layout`) are read by plain products if there is one query, and else are turned back.
     """
     past = keys.shape[2] if is_causal else None
     if not dropout and attn_mask is None and kernels.attention_serves(queries, past):
@@ -261,8 +262,19 @@ def attend(
         return attention.attend(queries, keys, values, scale)
     if isinstance(scale, Tensor):
         queries, keys, scale = (queries * scale[..., None]).to(values.dtype), keys.to(values.dtype), 1.0
+    if layout.is_turned(keys):
+        if queries.shape[2] == 1 and not dropout:
+            return _attend_by_products(queries * scale, keys, values)
+        keys, values = keys.contiguous(), values.contiguous()
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
     from mosaic_cli.core.kernels import dropped
 
     return dropped.attend(queries * scale, keys, values, dropout, attn_mask, is_causal)
+
+
+def _attend_by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same (B, H, 1, D) for a single query, already scaled, that reads all pairs."""
+    asked, keys, values = (tensor.flatten(0, 1) for tensor in (queries, keys, values))  # (B * H, 1 or S, D)
+    weights = torch.softmax(torch.bmm(asked, keys.mT), dim=-1)  # (B * H, 1, S)
+    return torch.bmm(weights, values).view(queries.shape)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokens
 
+from mosaic_cli.core import layout
+
 KINDS = ["mosaic", "transformer"]
 
 
@@ -52,6 +54,20 @@ def test_a_copy_of_an_empty_cache_is_empty(kind):
     together = _go_on(model, model.make_cache().repeat(2), *texts)
     for row, text in zip(together, texts, strict=True):
         torch.testing.assert_close(row, _go_on(model, model.make_cache(), text)[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_are_turned_once_there_are_many_of_one_text(kind, monkeypatch):
+    model, prompt, text = tiny_model(kind, context_length=600).double(), tiny_tokens(250), tiny_tokens(20, seed=7)
+    alone = _go_on(model, _after(model, prompt), text)
+    monkeypatch.setattr(layout, "MANY", 512)
+    one = _after(model, prompt)
+    torch.testing.assert_close(_go_on(model, one, text), alone, rtol=0, atol=1e-12)  # grows from 256 to 512 on the way
+    copies = one.repeat(2)
+    further = _go_on(model, one, text)
+    torch.testing.assert_close(_go_on(model, copies, text, text), further.expand(2, -1, -1), rtol=0, atol=1e-12)
+    pairs, copied = (c.contextual[0].pairs if kind == "mosaic" else c.layers[0] for c in (one, copies))
+    assert layout.is_turned(pairs._keys) and layout.is_turned(pairs._values) and not layout.is_turned(copied._keys)
 
 
 V2 = {"preset": "v2", "short_window": 4, "long_delay": 2, "max_long_delay": 4}

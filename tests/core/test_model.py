@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from mosaic_cli.core import reference
+from mosaic_cli.core import layout, reference
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.model import build_model, count_parameters, next_token_loss
+from mosaic_cli.core.model import arrange_for_decoding, build_model, count_parameters, next_token_loss
 from mosaic_cli.errors import UsageError
 
 KINDS = ["mosaic", "transformer"]
+V2 = {"preset": "v2", "short_window": 40, "long_delay": 16, "max_long_delay": 40}
 
 
 def _model(kind: str = "mosaic", **changes: object):
@@ -62,6 +63,22 @@ def test_cached_equals_full_for_any_split(kind, split):
         cached = torch.cat([model(part, cache) for part in tokens.split(split, dim=1)], dim=1)
         torch.testing.assert_close(cached, model(tokens), rtol=1e-4, atol=1e-5)
     assert cache.length == 150
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
+@pytest.mark.parametrize("split", [[1] * 150, [149, 1], [3, 64, 1, 70, 12]], ids=str)
+def test_many_pairs_and_arranged_slots_are_read_as_few_are(kind, changes, split, monkeypatch):
+    monkeypatch.setattr(layout, "MANY", 1)
+    model, tokens = _model(kind, **changes).double(), _tokens(150, B=1)
+    whole = model(tokens)
+    arrange_for_decoding(model)
+    cache = model.make_cache()
+    with torch.inference_mode():
+        cached = torch.cat([model(part, cache) for part in tokens.split(split, dim=1)], dim=1)
+        torch.testing.assert_close(cached, whole, rtol=0, atol=1e-11)
+        torch.testing.assert_close(model(tokens), whole, rtol=0, atol=1e-11)
+    lying = [layout.is_turned(tensor) for name, tensor in model.named_parameters() if "slot_" in name]
+    assert all(lying) and len(lying) == (4 if kind == "mosaic" and not changes else 0)
 
 
 def test_mosaic_reads_past_its_context():

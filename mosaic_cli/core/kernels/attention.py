@@ -8,13 +8,11 @@ processor's cache, in float32, for a memory of small bandwidth has large ones; a
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
 from mosaic_cli.core import kernels
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import bits, exp, narrow, number, stored
+from mosaic_cli.core.kernels.halves import bits, exp, number, stored
 from mosaic_cli.core.kernels.tile import (
     COLUMNS,
     ROWS,
@@ -25,6 +23,7 @@ from mosaic_cli.core.kernels.tile import (
     multiply,
     multiply_add,
     turned,
+    turned_back,
     words,
 )
 
@@ -317,28 +316,8 @@ def _add_up(parts, totals, b, h):
             sums, more = parts[0, row], parts[part, row]
             for s in range(len(sums)):
                 sums[s] += more[s]
-    rows = _turned_back(parts[0], totals)
+    rows = turned_back(parts[0], totals)
     for s in range(totals.shape[1]):
         row, total = rows[s], totals[b, s, h]
         for d in range(len(total)):
             total[d] = row[d]
-
-
-def _turned_back(sums, totals):
-    """Rows (S, D) of what totals hold, for sums (D, S) in float32."""
-
-
-@overload(_turned_back)
-def _rows_of(sums, totals):
-    if totals.dtype != types.uint16:
-        return lambda sums, totals: turned(sums)
-
-    def narrowed(sums, totals):
-        pairs = np.empty((sums.shape[0] // 2, sums.shape[1]), np.uint32)  # of neighbours in a row of the result
-        for pair in range(len(pairs)):
-            even, odd, both = sums[2 * pair], sums[2 * pair + 1], pairs[pair]
-            for s in range(len(both)):
-                both[s] = np.uint32(narrow(even[s])) | np.uint32(np.uint32(narrow(odd[s])) << np.uint32(16))
-        return turned(pairs).view(np.uint16)
-
-    return narrowed

@@ -22,6 +22,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 
 from mosaic_cli.core.kernels.compiled import inner
+from mosaic_cli.core.kernels.halves import narrow
 
 ROWS, COLUMNS = 8, 32  # of a product, which may have a multiple of them
 LINE = 16  # words in a line of the cache
@@ -145,6 +146,26 @@ def turned(pairs):
             for lane in range(LINE):
                 columns[d, n + lane] = pairs[n + lane, d]
     return columns
+
+
+def turned_back(sums, like):
+    """Rows (S, D) of numbers such as others are, for sums (D, S) in float32."""
+
+
+@overload(turned_back)
+def _turned_back(sums, like):
+    if like.dtype != types.uint16:
+        return lambda sums, like: turned(sums)
+
+    def narrowed(sums, like):
+        pairs = np.empty((sums.shape[0] // 2, sums.shape[1]), np.uint32)  # of neighbours in a row of the result
+        for pair in range(len(pairs)):
+            even, odd, both = sums[2 * pair], sums[2 * pair + 1], pairs[pair]
+            for s in range(len(both)):
+                both[s] = np.uint32(narrow(even[s])) | np.uint32(np.uint32(narrow(odd[s])) << np.uint32(16))
+        return turned(pairs).view(np.uint16)
+
+    return narrowed
 
 
 def _codegen(tile: Tile, add: bool):
