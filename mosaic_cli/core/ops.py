@@ -264,7 +264,7 @@ def attend(
         queries, keys, scale = (queries * scale[..., None]).to(values.dtype), keys.to(values.dtype), 1.0
     if layout.is_turned(keys):
         if queries.shape[2] == 1 and not dropout:
-            return _attend_by_products(queries * scale, keys, values)
+            return _attend_by_products(queries if scale == 1 else queries * scale, keys, values)
         keys, values = keys.contiguous(), values.contiguous()
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
