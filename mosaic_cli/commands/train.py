@@ -136,7 +136,7 @@ def _prepared_placement(recipe: "Recipe") -> "Placement":
     from mosaic_cli.training.setup import data_differences
 
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    computing = implementation(placement.device, placement.dtype, recipe.model.kind, recipe.train.compile)
+    computing = implementation(placement.device, placement.dtype, recipe.model, recipe.train.compile)
     display.note(", ".join(filter(None, [f"training on {placement.reason}", computing, f"seed {recipe.train.seed}"])))
     if not recipe.data_dir.exists():
         prepare_with_progress(recipe.data, recipe.data_dir)

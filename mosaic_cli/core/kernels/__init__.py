@@ -11,8 +11,10 @@ from importlib.util import find_spec
 
 import torch
 
+from mosaic_cli.core.config import ModelConfig
+
 ASKED = "MOSAIC_TRITON"
-LEAST_PAST, MOST_PAST = 64, 1024  # pairs, between which a causal read in float32 is quicker by loops than by torch
+LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for causal reads in float32 are worth compiling
 MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
 
 
@@ -52,10 +54,22 @@ def attention_serves(x: torch.Tensor, past: int | None = None) -> bool:
     """
     if not loops_serve(x):
         return False
-    dtype = product_dtype(x)
+    return _attends(product_dtype(x), past) and _has_tile(product_dtype(x))
+
+
+def _attends(dtype: torch.dtype, past: int | None) -> bool:
     if dtype == torch.float32:
-        return past is not None and LEAST_PAST < past <= MOST_PAST and _has_tile(dtype)
-    return dtype == torch.bfloat16 and _has_tile(dtype)
+        return past is not None and LEAST_PAST < past <= MOST_PAST
+    return dtype == torch.bfloat16
+
+
+def _pasts(config: ModelConfig) -> list[int]:
+    """The most pairs of a training window that each kind of read of the text meets."""
+    T = config.context_length
+    if config.kind == "transformer":
+        return [T]
+    reads = {"full": T - 1, "short": min(config.short_window or T, T - 1), "long": T - (config.long_delay or 1)}
+    return [reads[memory] for memory in config.memories]
 
 
 def _has_tile(dtype: torch.dtype) -> bool:
@@ -64,16 +78,16 @@ def _has_tile(dtype: torch.dtype) -> bool:
     return tile.available(halves=dtype == torch.bfloat16)
 
 
-def implementation(device: torch.device, dtype: torch.dtype, kind: str, compiled: bool = False) -> str | None:
-    """How training computes there, in words for people to read; None where nothing needs to be said.
+def implementation(device: torch.device, dtype: torch.dtype, config: ModelConfig, compiled: bool = False) -> str | None:
+    """How a model is trained there, in words for people to read; None where nothing needs to be said.
 
     Args:
         dtype: of the products.
-        kind: of the model, `mosaic` or `transformer`.
         compiled: whether torch's compiler makes the step, which has no use for the loops on a CPU.
     """
+    kind = config.kind
     if device.type == "cpu" and not compiled:
-        attending = dtype in (torch.bfloat16, torch.float32) and _has_tile(dtype)
+        attending = not config.dropout and any(_attends(dtype, past) for past in _pasts(config)) and _has_tile(dtype)
         looped = ["attention"] * attending + ["keys", "values"] * (kind == "mosaic")
         return (
             f"{', '.join(looped)} by loops, which the first step compiles unless they were before" if looped else None

@@ -3,12 +3,14 @@
 import torch
 
 from mosaic_cli.core import kernels
+from mosaic_cli.core.config import ModelConfig
 
 GPU = torch.device("cuda")
 
 
-def _said(device=GPU, dtype=torch.float32, kind="mosaic", compiled=False):
-    return kernels.implementation(device, dtype, kind, compiled)
+def _said(device=GPU, dtype=torch.float32, kind="mosaic", compiled=False, T=256, **changes):
+    config = ModelConfig(kind=kind, num_layers=1, num_heads=1, d_model=8, context_length=T, **changes)
+    return kernels.implementation(device, dtype, config, compiled)
 
 
 def test_a_gpu_is_told_what_averages_its_keys(monkeypatch):
@@ -29,6 +31,11 @@ def test_a_cpu_has_no_choice(monkeypatch):
     monkeypatch.setattr(kernels, "_has_tile", lambda dtype: dtype == torch.float32)
     assert _said(cpu).startswith("attention, keys, values by loops, which the first step compiles")
     assert _said(cpu, torch.bfloat16).startswith("keys, values by loops")
+    assert _said(cpu, T=128).startswith("keys, values by loops") and _said(cpu, T=1026).startswith("keys, values by")
+    assert _said(cpu, dropout=0.1).startswith("keys, values by loops")
+    assert _said(cpu, kind="transformer", T=129).startswith("attention by loops")
+    assert _said(cpu, preset="v2", T=2048, short_window=200).startswith("attention, keys, values by loops")
+    assert _said(cpu, preset="v2", T=2048, short_window=100).startswith("keys, values by loops")
     monkeypatch.setattr(kernels, "_has_tile", lambda dtype: dtype == torch.bfloat16)
     assert _said(cpu).startswith("keys, values by loops, which the first step compiles")
     assert _said(cpu, torch.bfloat16).startswith("attention, keys, values by loops")
