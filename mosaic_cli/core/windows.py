@@ -26,7 +26,7 @@ def window_read(
     T, S = queries.shape[2], keys.shape[2]
     if window >= S:  # nothing is too old yet
         return ops.strict_past_read(queries, keys, values, beta, dropout)
-    if not dropout and kernels.attention_serves(queries, window):
+    if not dropout and kernels.attention_serves(queries, window, windowed=True):
         from mosaic_cli.core.kernels import attention
 
         return attention.attend_window(queries, keys, values, beta.view(len(beta), -1), window)

@@ -14,7 +14,7 @@ import torch
 from mosaic_cli.core.config import ModelConfig
 
 ASKED = "MOSAIC_TRITON"
-LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for causal reads in float32 are worth compiling
+LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a past in float32 are worth compiling
 MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
 
 
@@ -45,30 +45,36 @@ def loops_serve(x: torch.Tensor) -> bool:
     return torch.is_grad_enabled() or (x.numel() >= MANY and product_dtype(x) == torch.bfloat16)
 
 
-def attention_serves(x: torch.Tensor, past: int | None = None) -> bool:
+def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:
     """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
     beyond which torch's own wastes little and below which it is quick. On processors that are quick at such products.
 
     Args:
         past: how many pairs a query reads at most, the newest; None where all queries read all pairs.
+        windowed: whether there are older ones; torch reads windows by masks.
     """
     if not loops_serve(x):
         return False
-    return _attends(product_dtype(x), past) and _has_tile(product_dtype(x))
+    return _attends(product_dtype(x), past, windowed) and _has_tile(product_dtype(x))
 
 
-def _attends(dtype: torch.dtype, past: int | None) -> bool:
+def _attends(dtype: torch.dtype, past: int | None, windowed: bool) -> bool:
     if dtype == torch.float32:
-        return past is not None and LEAST_PAST < past <= MOST_PAST
+        return past is not None and (windowed or past > LEAST_PAST) and past <= MOST_PAST
     return dtype == torch.bfloat16
 
 
-def _pasts(config: ModelConfig) -> list[int]:
-    """The most pairs of a training window that each kind of read of the text meets."""
+def _pasts(config: ModelConfig) -> list[tuple[int, bool]]:
+    """How many pairs each kind of read of a training window meets at most, and whether there are older ones."""
     T = config.context_length
     if config.kind == "transformer":
-        return [T]
-    reads = {"full": T - 1, "short": min(config.short_window or T, T - 1), "long": T - (config.long_delay or 1)}
+        return [(T, False)]
+    short = config.short_window or T
+    reads = {
+        "full": (T - 1, False),
+        "short": (min(short, T - 1), short < T - 1),
+        "long": (T - (config.long_delay or 1), False),
+    }
     return [reads[memory] for memory in config.memories]
 
 
@@ -87,7 +93,7 @@ def implementation(device: torch.device, dtype: torch.dtype, config: ModelConfig
     """
     kind = config.kind
     if device.type == "cpu" and not compiled:
-        attending = not config.dropout and any(_attends(dtype, past) for past in _pasts(config)) and _has_tile(dtype)
+        attending = not config.dropout and any(_attends(dtype, *past) for past in _pasts(config)) and _has_tile(dtype)
         looped = ["attention"] * attending + ["keys", "values"] * (kind == "mosaic")
         return (
             f"{', '.join(looped)} by loops, which the first step compiles unless they were before" if looped else None
