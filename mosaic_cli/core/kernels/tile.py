@@ -253,31 +253,19 @@ def multiply_add(left, right, product):
 
 @overload(multiply)
 def _multiply(left, right, product):
-    tile = TILES[left.dtype]
-    one, rows, columns = _tile(tile, add=False), tile.rows, tile.columns
-
-    def loop(left, right, product):
-        for column in range(0, product.shape[1], columns):
-            for row in range(0, ROWS, rows):
-                one(
-                    left[row:].ctypes.data,
-                    left.strides[0],
-                    right[:, column:].ctypes.data,
-                    right.strides[0],
-                    product[row:, column:].ctypes.data,
-                    product.strides[0],
-                    left.shape[1],
-                )
-
-    return loop
+    return _tiled(TILES[left.dtype], add=False)
 
 
 @overload(multiply_add)
 def _multiply_add(left, right, product):
-    tile = TILES[left.dtype]
-    one, rows, columns = _tile(tile, add=True), tile.rows, tile.columns
+    return _tiled(TILES[left.dtype], add=True)
 
-    def loop(left, right, product):
+
+def _tiled(tile: Tile, add: bool):
+    """A product, tile by tile."""
+    one, rows, columns = _tile(tile, add), tile.rows, tile.columns
+
+    def product_of(left, right, product):
         for column in range(0, product.shape[1], columns):
             for row in range(0, len(product), rows):
                 one(
@@ -290,4 +278,4 @@ def _multiply_add(left, right, product):
                     left.shape[1],
                 )
 
-    return loop
+    return product_of
