@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.measure import ratio
 from benchmarks.systems import SIZES, System, build
 from mosaic_cli.core.model import arrange_for_decoding
 from mosaic_cli.device import choose_placement, keep_freed_memory
@@ -42,14 +43,14 @@ def main() -> None:
 def _compared(system: System, sides: tuple[tuple[int, int], ...], stretches: int) -> str:
     decode = [_stretch(system, *side) for side in sides]
     few, many = zip(*([one() for one in decode] for _ in range(stretches)), strict=True)
-    ratio = statistics.median(b / a for a, b in zip(few, many, strict=True))
+    longer = ratio(many, few)
     of_each = (
         f"{texts} x behind {behind:,} {1e3 * statistics.median(seconds):.2f} ms"
         for (behind, texts), seconds in zip(sides, (few, many), strict=True)
     )
     at_once = sides[1][1] / sides[0][1]
-    speed = f", {at_once / ratio:.1f} times the tokens a second" if at_once > 1 else ""
-    return f"{', '.join(of_each)}: {ratio:.2f} times as long{speed}"
+    speed = f", {at_once / longer:.1f} times the tokens a second" if at_once > 1 else ""
+    return f"{', '.join(of_each)}: {longer:.2f} times as long{speed}"
 
 
 def _stretch(system: System, behind: int, texts: int) -> Callable[[], float]:

@@ -230,8 +230,7 @@ def slot_read(
     queries = queries.to(dtype)
     if B > 1:
         queries = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    keys, values = (slots[None].to(dtype).contiguous() for slots in (keys, values))
-    reads = attend(queries, keys, values, dropout)  # (1, H, B * T, D)
+    reads = attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
     if B > 1:
         reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
     return reads if scale_slots else (reads * alpha).to(dtype)

@@ -150,8 +150,7 @@ def _greatest(scores):
 
 @inner
 def _powers(scores, scale, weights):
-    """Fill a query's weights with e^(scale score), over the greatest; returns their sum and the greatest
-    score."""
+    """Fill a query's weights with e^(scale score), over the greatest; returns their sum and the greatest score."""
     greatest, total = _greatest(scores), np.float32(0)
     for s in range(len(scores)):
         power = exp((scores[s] - greatest) * scale)
@@ -164,8 +163,8 @@ def _powers(scores, scale, weights):
 def _forward(
     queries, query_steps, keys, key_steps, values, value_steps, scales, reads, logs, S, seen, window, most_parts
 ):
-    """Reads (B, T, H, D), and the logarithm of each query's sum of powers (B, H, T), of runs of
-    queries, keys and values, and scales (B, H, T); S pairs are there."""
+    """Reads (B, T, H, D), and the logarithm of each query's sum of powers (B, H, T), of runs of queries, keys and
+    values, and scales (B, H, T); S pairs are there."""
     B, T, H, D = reads.shape
     parts = max(1, most_parts // (B * H))
     width, size = D + -D % COLUMNS, S + -S % COLUMNS
