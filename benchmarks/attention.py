@@ -59,7 +59,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if HALVES else "float32")
     asked = parser.parse_args()
     if not tile.available(asked.dtype == "bfloat16"):
-        parser.error(f"ours does not serve {asked.dtype} on this processor; nothing is measured")
+        parser.error(
+            f"ours does not serve {asked.dtype} on this processor, so nothing is measured: it takes vdpbf16ps for "
+            "bfloat16, and AVX2 without AVX-512 for float32 (--dtype names the other one)"
+        )
     keep_freed_memory()
     for case in CASES:
         _measure(case, asked.rounds, getattr(torch, asked.dtype))
