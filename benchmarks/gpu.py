@@ -1,17 +1,16 @@
 """Kernels checked and measured on a GPU, and the mosaic's speed there beside the transformer's of equal size.
 
-    python -m benchmarks.gpu [--out benchmarks/gpu.json]
+    python -m benchmarks.gpu [--only PART ...] [--out benchmarks/gpu.json]
 
-Checks the leaky kernels against PyTorch on the device, then measures: their share of copy bandwidth for several launch
-shapes, training of both kinds at 124 M parameters, compiled and eager, as tokens per second and as a share of the
-matrix rate measured in the same run, and decoding of a batch. Meant to take less than eight minutes on one H200, most
-of it compilation. `--tiny --device cpu` walks through everything but kernels and compiling in small, to see that the
-script runs.
+Parts: `check`, the kernels against PyTorch in float64; `kernels`, their share of copy bandwidth; `train`, whole steps
+at 124 M parameters, eager and compiled, as tokens per second and as a share of the matrix rate measured in the same
+run; `decode`, a token of a batch, plainly, by recorded steps, and by recorded steps that are compiled. Systems run in
+turn, several rounds. Takes some five minutes on one H200, most of it compilation. `--tiny --device cpu` walks through
+everything but kernels, compiling and recording in small, to see that the script runs.
 """
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +19,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mosaic_cli.core import kernels
+from mosaic_cli.core import kernels, ops
 from mosaic_cli.core import leaky as plain
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.model import LanguageModel, build_model, count_parameters, flops_per_token
-from mosaic_cli.device import Placement, choose_placement
+from mosaic_cli.core.model import (
+    LanguageModel,
+    arrange_for_decoding,
+    build_model,
+    count_parameters,
+    flops_per_token,
+    training_loss,
+)
+from mosaic_cli.data.batches import Batch
+from mosaic_cli.decoding import RecordedStep, plain_step
+from mosaic_cli.device import Placement, choose_placement, machine_words
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.training.loop import backward
 from mosaic_cli.training.optimizer import make_optimizer, update
@@ -34,16 +42,17 @@ FULL = {"num_layers": 12, "num_heads": 12, "d_model": 768, "vocab_size": 50304}
 TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "vocab_size": 64}
 WINDOWS = {512: 32, 2048: 8}  # tokens of a window, and windows of a step
 DECODED_BATCH = 64
-ROUNDS = 5
-LAUNCHES = [(tile, *rest) for tile in (16, 32, 64) for rest in ((2, 2), (4, 1), (4, 2), (4, 3))]  # tile, warps, stages
+ROUNDS = 7
+Row = dict[str, object]
 
 
 def main() -> None:
     """Check, measure, print a line a row, write the JSON file; exits with 1 when a kernel is wrong."""
-    os.environ[kernels.ASKED] = "1"
-    parser = argparse.ArgumentParser(description=__doc__)
+    parts = {"check": check_kernels, "kernels": measure_kernels, "train": measure_training, "decode": measure_decoding}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
     arguments = parser.parse_args()
     if arguments.device == "cpu" and not arguments.tiny:
@@ -51,145 +60,177 @@ def main() -> None:
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error("this machine has no GPU that PyTorch can use; to try the script: --device cpu --tiny")
     placement = choose_placement(arguments.device, "bfloat16")
+    if placement.device.type == "cuda" and not kernels.HAS_TRITON:
+        parser.error("Triton is not installed: pip install triton")
     started, rows = time.perf_counter(), []
-    for part in (check_kernels, measure_kernels, measure_training, measure_decoding):
-        for row in part(placement, arguments.tiny):
+    for part in arguments.only:
+        for row in parts[part](placement, arguments.tiny):
             rows.append(row)
             print("  ".join(f"{name} {_shown(value)}" for name, value in row.items()), flush=True)
-    seconds = time.perf_counter() - started
-    name = torch.cuda.get_device_name() if placement.device.type == "cuda" else "cpu"
-    report = {"device": name, "torch": torch.__version__, "tiny": arguments.tiny, "seconds": seconds, "rows": rows}
+    seconds, device = time.perf_counter() - started, machine_words(placement.device)
+    report = {"device": device, "torch": torch.__version__, "tiny": arguments.tiny, "seconds": seconds, "rows": rows}
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
     print(f"{seconds:.0f} s, written: {arguments.out}")
     if not all(row.get("right", True) for row in rows):
         raise SystemExit("a kernel differs from PyTorch: see the rows that are not right")
 
 
-def check_kernels(placement: Placement, tiny: bool) -> Iterator[dict]:
-    """Largest difference between the kernels and float64 on the device, relative to the largest value."""
+def check_kernels(placement: Placement, tiny: bool) -> Iterator[Row]:
+    """Largest differences between kernels and float64, of values and each gradient, relative to the largest value."""
     if placement.device.type != "cuda":
         yield {"what": "check", "skipped": "kernels need a GPU; tests/core/kernels runs them interpreted"}
         return
-    if not kernels.serves(torch.empty(1, device=placement.device)):
-        raise SystemExit("Triton is not installed: pip install triton")
-    from mosaic_cli.core.kernels import leaky
+    from mosaic_cli.core.kernels import decoding, gated
 
-    generator = torch.Generator(placement.device).manual_seed(0)
-    for T in (1, 31, 512, 2047):
-        for D in (64, 128, 40):
-            for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 1e-2)):
-                x = torch.randn(2, T, 3, D, device=placement.device, generator=generator).to(dtype).requires_grad_()
-                rate = torch.tensor([0.0, 0.05, 4.0], device=placement.device, requires_grad=True)
-                exact = [x.detach().double().requires_grad_(), rate.detach().double().requires_grad_()]
-                weights = torch.randn(2, 3, T, D, device=placement.device, generator=generator)
-                for name, fast, slow in (
-                    ("keys", plain.leaky_keys(x, rate), plain.leaky_keys(*exact)),
-                    ("average", leaky.leaky_average(x, rate), plain.leaky_average(*exact)),
-                    ("gated", _gated(leaky, x, rate), plain.leaky_keys(*exact)),
-                ):
-                    pairs = [(fast, slow)]
-                    found = torch.autograd.grad((fast * weights).sum(), [x, rate])
-                    truth = torch.autograd.grad((slow * weights).sum(), exact)
-                    pairs += zip(found, truth, strict=True)
-                    errors = [_error(a, b) for a, b in pairs]
-                    right = all(error < tolerance for error in errors)
-                    label = f"check {name}"
-                    yield {"what": label, "T": T, "D": D, "dtype": str(dtype), "errors": errors, "right": right}
+    torch.manual_seed(0)
+    for T, D, dtype in ((31, 64, torch.float32), (2047, 64, torch.float32), (512, 64, torch.bfloat16),
+                        (300, 40, torch.bfloat16), (300, 128, torch.bfloat16)):  # fmt: skip
+        x = torch.randn(2, T, 3, D, device=placement.device).to(dtype).requires_grad_()
+        rate, gamma, alpha = (
+            torch.tensor(scalars, device=placement.device, requires_grad=True)
+            for scalars in ([0.0, 0.05, 4.0], [0.3, 0.9, 1.4], [0.5, 1.0, 3.0])
+        )
+        gate = torch.full((2, T, 3), 50.0, device=placement.device)  # equal gates, whatever their size, cancel
+        for name, fast, slow, inputs in (
+            ("keys", plain.leaky_keys, _averaged_keys, (x, rate)),
+            ("average", plain.leaky_average, _averages, (x, rate)),
+            (
+                "gated keys",
+                lambda x, r, g=gate: gated.gated_keys(x, g, (-r).expand_as(g))[0],
+                _averaged_keys,
+                (x, rate),
+            ),
+            ("values", lambda c, *s: ops.peeked_values(c.transpose(1, 2), *s), _values, (x, gamma, alpha)),
+        ):
+            yield _checked(f"check {name}", fast, slow, inputs) | {"T": T, "D": D, "dtype": str(dtype)}
+    for stored in (1, 100, 1024):
+        queries, keys, values = (torch.randn(2, 3, n, 64, device=placement.device) for n in (1, 1024, 1024))
+        newest, scale = torch.tensor([stored - 1], device=placement.device), torch.tensor([[0.5], [2.0], [30.0]])
+        read = decoding.attend_stored(queries, keys, values, scale.to(placement.device), newest)
+        scores = queries.double() * scale.to(placement.device)[..., None] @ keys[:, :, :stored].double().mT
+        error = _error(read, torch.softmax(scores, -1) @ values[:, :, :stored].double())
+        yield {"what": "check read of stored pairs", "errors": [error], "right": error < 1e-4, "stored": stored}
 
 
-def _gated(leaky, x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-    """The gated kernel where it must give what the constant one gives: equal gates, whatever their size."""
-    B, T, H, _ = x.shape
-    gate = torch.full((B, T, H), 50.0, device=x.device)
-    return leaky.gated_keys(x, gate, (-rate).expand(B, T, H))[0]
+def _averages(x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    """The definition in float64, by the whole matrix of decays: (B, T, H, D) -> (B, H, T, D)."""
+    steps = torch.arange(x.shape[1], device=x.device)
+    decays = torch.exp(-rate[:, None, None] * (steps[:, None] - steps).clamp(min=0)).tril()  # (H, T, T)
+    return decays @ x.transpose(1, 2)
+
+
+def _averaged_keys(x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    averages = _averages(x, rate)
+    return averages / averages.norm(dim=-1, keepdim=True)
+
+
+def _values(content: torch.Tensor, gamma: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    content, gamma, alpha = content.transpose(1, 2), gamma[:, None, None], alpha[:, None, None]
+    mixed = gamma * content[:, :, :-1] + (1 - gamma) * content[:, :, 1:]
+    return alpha * mixed / mixed.norm(dim=-1, keepdim=True)
+
+
+def _checked(what: str, fast: Callable, slow: Callable, inputs: tuple[torch.Tensor, ...]) -> Row:
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    found, truth = fast(*inputs), slow(*exact)
+    weights = torch.randn_like(truth).to(found.dtype)
+    pairs = [(found, truth)]
+    pairs += zip(
+        torch.autograd.grad(found, inputs, weights), torch.autograd.grad(truth, exact, weights.double()), strict=True
+    )
+    errors = [_error(a, b) for a, b in pairs]
+    return {"what": what, "errors": errors, "right": max(errors) < (1e-4 if inputs[0].dtype == torch.float32 else 2e-2)}
 
 
 def _error(found: torch.Tensor, truth: torch.Tensor) -> float:
     return ((found.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-2)).item()
 
 
-def measure_kernels(placement: Placement, tiny: bool) -> Iterator[dict]:
-    """Bytes per second of the keys' kernels, as a share of what copying reaches, for each launch shape."""
+def measure_kernels(placement: Placement, tiny: bool) -> Iterator[Row]:
+    """Bytes per second of the kernels of keys and values as a share of what copying reaches. Counted are the bytes that
+    must move: content and results, gradients and what was kept for them, all in bfloat16."""
     if placement.device.type != "cuda":
         return
-    from mosaic_cli.core.kernels import leaky
-
-    default = leaky.TILE, leaky.NUM_WARPS, leaky.NUM_STAGES
-    source = torch.empty(2**29, device=placement.device, dtype=torch.bfloat16)
+    source = torch.empty(2**29, device=placement.device, dtype=torch.bfloat16).normal_()
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / _device_seconds(lambda: target.copy_(source))
     yield {"what": "copy", "bytes_per_second": copy}
-    rate = torch.full((12,), 0.3, device=placement.device)
-    for T, B in ((512, 256), (2048, 64), (2048, 8)):
-        x = torch.randn(B, T, 12, 64, device=placement.device, dtype=torch.bfloat16)
-        keys, log_length = leaky.leaky_keys_forward(x, rate)
-        gradient = torch.randn_like(keys)
-        numbers = x.numel()
-        for shape in LAUNCHES:
-            leaky.TILE, leaky.NUM_WARPS, leaky.NUM_STAGES = shape
-            try:
-                forward = _device_seconds(lambda x=x: leaky.leaky_keys_forward(x, rate))
-                back = _device_seconds(
-                    lambda g=gradient, k=keys, n=log_length: leaky.leaky_keys_backward(g, k, n, rate, torch.bfloat16)
-                )
-            except Exception as error:  # a shape that does not fit the device is a finding, not the end
-                yield {"what": "kernel", "T": T, "batch": B, "shape": shape, "error": repr(error)[:200]}
-                continue
+    rate, gamma, alpha = (torch.full((12,), number, device=placement.device) for number in (0.3, 0.6, 1.0))
+    for T, B in WINDOWS.items():
+        x = torch.randn(B, T, 12, 64, device=placement.device, dtype=torch.bfloat16, requires_grad=True)
+        for name, compute in (
+            ("keys", lambda x=x: plain.leaky_keys(x, rate)),
+            ("values", lambda x=x: ops.peeked_values(x.transpose(1, 2), gamma, alpha)),
+        ):
+            with torch.no_grad():
+                forward = _device_seconds(compute)
+            rows = compute()
+            gradient = torch.randn_like(rows)
+            back = _device_seconds(lambda r=rows, g=gradient, x=x: torch.autograd.grad(r, x, g, retain_graph=True))
             yield {
-                "what": "kernel",
+                "what": f"kernel of {name}",
                 "T": T,
                 "batch": B,
-                "shape": shape,
-                "is_default": shape == default,
-                "forward_share_of_copy": (2 + 4) * numbers / forward / copy,  # reads bfloat16, writes float32
-                "backward_share_of_copy": (4 + 4 + 2) * numbers / back / copy,
+                "forward_seconds": forward,
+                "forward_share_of_copy": 2 * x.nbytes / forward / copy,
+                "backward_seconds": back,
+                "backward_share_of_copy": 3 * x.nbytes / back / copy,
             }
-        leaky.TILE, leaky.NUM_WARPS, leaky.NUM_STAGES = default
 
 
-def measure_training(placement: Placement, tiny: bool) -> Iterator[dict]:
+def measure_training(placement: Placement, tiny: bool) -> Iterator[Row]:
     """Tokens per second of whole steps, both kinds, compiled and eager; share of the matrix rate."""
     rate = _matrix_rate(placement, 256 if tiny else 8192)
     yield {"what": "matrix product", "operations_per_second": rate}
     for T, batch in {64: 2}.items() if tiny else WINDOWS.items():
-        steps, models, warm_up = {}, {}, {}
-        for kind in KINDS:
-            for mode in ("eager",) if tiny else ("eager", "compiled"):
-                name = f"{kind} {mode}"
-                models[name] = _model(kind, T, placement, tiny)
-                compute = torch.compile(models[name]) if mode == "compiled" else models[name]
-                steps[name] = _step(models[name], compute, batch, placement)
-                warm_up[name] = _timed(steps[name])
-        seconds = _interleaved(steps, ROUNDS)
-        for name, model in models.items():
-            per_second = batch * T / statistics.median(seconds[name])
-            yield {
-                "what": "train",
-                "system": name,
-                "parameters": count_parameters(model),
-                "T": T,
-                "batch": batch,
-                "tokens_per_second": per_second,
-                "share_of_matrix_rate": 3 * flops_per_token(model.config) * per_second / rate,
-                "first_step_seconds": warm_up[name],
-                "ratio_to_transformer": _ratio(seconds[f"transformer {name.split()[1]}"], seconds[name]),
+        for mode in ("eager",) if tiny else ("eager", "compiled"):
+            torch.compiler.reset()  # lest the second T be compiled as one that varies
+            steps, models, warm_up = {}, {}, {}
+            for kind in KINDS:
+                models[kind] = _model(kind, T, placement, tiny)
+                loss = torch.compile(training_loss) if mode == "compiled" else training_loss
+                steps[kind] = _step(models[kind], loss, batch, placement)
+                warm_up[kind] = _timed(steps[kind])
+            seconds = _interleaved(steps, ROUNDS)
+            for kind, model in models.items():
+                per_second = batch * T / statistics.median(seconds[kind])
+                yield {
+                    "what": "train",
+                    "system": f"{kind} {mode}",
+                    "parameters": count_parameters(model),
+                    "T": T,
+                    "batch": batch,
+                    "tokens_per_second": per_second,
+                    "share_of_matrix_rate": 3 * flops_per_token(model.config) * per_second / rate,
+                    "first_step_seconds": warm_up[kind],
+                    "ratio_to_transformer": _ratio(seconds["transformer"], seconds[kind]),
+                }
+
+
+def measure_decoding(placement: Placement, tiny: bool) -> Iterator[Row]:
+    """Tokens per second of a batch, and of a single text, that go on from a prompt of half a window."""
+    ways: dict[str, dict[str, bool]] = (
+        {"plain": {}} if tiny else {"plain": {}, "recorded": {}, "recorded, compiled": {"compiled": True}}
+    )
+    for T, batch in ((64, 2),) if tiny else ((512, DECODED_BATCH), (2048, DECODED_BATCH), (2048, 1)):
+        for way, options in ways.items():
+            torch.compiler.reset()
+            tokens = (T // 2 - 1) // (ROUNDS + 1)  # of a round; all rounds end within the window
+            decoders = {
+                kind: _decoder(_model(kind, T, placement, tiny), placement, batch, tokens, way, options)
+                for kind in KINDS
             }
-
-
-def measure_decoding(placement: Placement, tiny: bool) -> Iterator[dict]:
-    """Seconds a token of a batch that goes on from a prompt of half a window."""
-    T, batch, tokens = (64, 2, 4) if tiny else (512, DECODED_BATCH, 64)
-    models = {kind: _model(kind, T, placement, tiny) for kind in KINDS}
-    seconds = _interleaved({k: _decoder(m, placement, batch, tokens) for k, m in models.items()}, ROUNDS)
-    for kind in KINDS:
-        yield {
-            "what": "decode",
-            "system": kind,
-            "batch": batch,
-            "position": T // 2,
-            "tokens_per_second": batch * tokens / statistics.median(seconds[kind]),
-            "ratio_to_transformer": _ratio(seconds["transformer"], seconds[kind]),
-        }
+            seconds = _interleaved(decoders, ROUNDS)
+            for kind in KINDS:
+                yield {
+                    "what": "decode",
+                    "system": f"{kind} {way}",
+                    "batch": batch,
+                    "from": T // 2,
+                    "to": T,
+                    "tokens_per_second": batch * tokens / statistics.median(seconds[kind]),
+                    "ratio_to_transformer": _ratio(seconds["transformer"], seconds[kind]),
+                }
 
 
 def _model(kind: str, T: int, placement: Placement, tiny: bool) -> LanguageModel:
@@ -198,47 +239,46 @@ def _model(kind: str, T: int, placement: Placement, tiny: bool) -> LanguageModel
     return build_model(config).to(placement.device)
 
 
-def _step(model: LanguageModel, compute: Callable, batch: int, placement: Placement) -> Callable[[], None]:
+def _step(model: LanguageModel, loss: Callable, batch: int, placement: Placement) -> Callable[[], None]:
     train = TrainSection(batch_size=batch)
     optimizer = make_optimizer(model, train)
     shape = (batch, model.config.context_length + 1)
-    windows = np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
+    windows = Batch.of_windows(np.random.default_rng(0).integers(0, model.config.vocab_size, shape))
 
     def step() -> None:
         model.train()
-        loss = backward(compute, windows, train, placement)
-        update(model, optimizer, train, 1e-5, loss)
+        update(model, optimizer, train, 1e-5, backward(model, windows, train, placement, loss))
 
     return step
 
 
-def _decoder(model: LanguageModel, placement: Placement, batch: int, tokens: int) -> Callable[[], Callable]:
+@torch.inference_mode()
+def _decoder(
+    model: LanguageModel, placement: Placement, batch: int, tokens: int, way: str, options: dict[str, bool]
+) -> Callable[[], None]:
+    """Reads half a window; then so many tokens more at each call, greedily."""
+    arrange_for_decoding(model.eval(), placement.dtype)
+    cache, drawn = model.make_cache(), torch.zeros(batch, dtype=torch.long, device=placement.device)
+    with placement.autocast():
+        model.hidden(drawn[:, None].expand(-1, model.config.context_length // 2), cache)
+    step = plain_step(model, cache, placement) if way == "plain" else RecordedStep(model, cache, placement, **options)
+    step(drawn)
+
     @torch.inference_mode()
-    def prepare() -> Callable[[], None]:
-        model.eval()
-        cache, drawn = model.make_cache(), torch.zeros(batch, 1, dtype=torch.long, device=placement.device)
-        with placement.autocast():
-            model.hidden(drawn.expand(batch, model.config.context_length // 2), cache)
+    def decode() -> None:
+        following = drawn
+        for _ in range(tokens):
+            following = step(following).argmax(-1)
 
-        @torch.inference_mode()
-        def decode() -> None:
-            following = drawn
-            with placement.autocast():
-                for _ in range(tokens):
-                    following = model.head(model.hidden(following, cache)[:, -1]).argmax(-1)[:, None]
-
-        return decode
-
-    prepare.prepares = True
-    return prepare
+    return decode
 
 
-def _interleaved(systems: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each system in each round; one round more warms up. What prepares is called untimed first."""
+def _interleaved(systems: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Wall seconds of each system in each round; one round more warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for round_number in range(rounds + 1):
         for name, work in systems.items():
-            taken = _timed(work() if getattr(work, "prepares", False) else work)
+            taken = _timed(work)
             if round_number:
                 seconds[name].append(taken)
     return seconds

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.data.tokenizer import Tokenizer
+from mosaic_cli.decoding import step_by_step
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import UsageError
 
@@ -110,11 +111,12 @@ def generate(
         logits = _read(model, torch.tensor([prompt], device=placement.device), cache, placement)
         if num_samples > 1:  # the prompt is read once, whatever the number of samples
             cache, logits = cache.repeat(num_samples), logits.expand(num_samples, -1)
+        after = step_by_step(model, cache, placement)
         for step in range(max_new_tokens):
             drawn = sample(logits, sampling, generator)
             yield drawn.tolist()
             if step + 1 < max_new_tokens:
-                logits = _read(model, drawn[:, None], cache, placement)
+                logits = after(drawn)
     finally:
         model.train(was_training)
 

@@ -49,7 +49,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p)
     placement = choose_placement(device, dtype, decoding=True)
     trained = load_trained(ckpt, placement)
-    arrange_for_decoding(trained.model)
+    arrange_for_decoding(trained.model, placement.dtype)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     writer = Writer(
         trained.model,

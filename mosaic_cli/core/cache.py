@@ -14,6 +14,8 @@ from mosaic_cli.core.layout import room_for_pairs
 class GrowingPairs:
     """Keys and values (B, H, S, D) in buffers that double when full, so adding a pair costs O(1) on average."""
 
+    newest: Tensor | None = None  # all pairs that `append` returns are there
+
     def __init__(self, capacity: int = 256):
         self.length = 0
         self._initial = capacity
@@ -38,6 +40,12 @@ class GrowingPairs:
             copy.append(*(_repeat(tensor[:, :, : self.length], count) for tensor in (self._keys, self._values)))
         return copy
 
+    def stored(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of all keys and values stored so far; if none, of their kind as `like` (B, H, ., D)."""
+        if self._keys is None:
+            return like[:, :, :0], like[:, :, :0]
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
     def _with_room(self, buffer: Tensor | None, like: Tensor, end: int) -> Tensor:
         capacity = self._initial if buffer is None else buffer.shape[2]
         if buffer is not None and end <= capacity:
@@ -50,12 +58,50 @@ class GrowingPairs:
         return larger
 
 
+class FixedPairs:
+    """Keys and values (B, H, S, D) in buffers that stay where they are, for a step that is recorded and replayed.
+
+    Args:
+        keys, values: (B, H, n, D), stored so far.
+        newest: place of the newest pair (1,), an integer on the device: whoever owns the step raises it.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, newest: Tensor):
+        self.newest = newest
+        self._keys, self._values = keys, values
+
+    @staticmethod
+    def capacity_for(pairs: int) -> int:
+        """The room to make for so many pairs."""
+        return max(256, 1 << (pairs - 1).bit_length())
+
+    def make_room(self, capacity: int) -> None:
+        """Have room for so many pairs, in other memory."""
+        self._keys, self._values = (self._larger(tensor, capacity) for tensor in (self._keys, self._values))
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put a pair (B, H, 1, D) at the newest place; returns the buffers, of which the rest is not yet there."""
+        self._keys.index_copy_(2, self.newest, keys)
+        self._values.index_copy_(2, self.newest, values)
+        return self._keys, self._values
+
+    @staticmethod
+    def _larger(tensor: Tensor, capacity: int) -> Tensor:
+        B, H, n, D = tensor.shape
+        larger = tensor.new_empty(B, H, capacity, D)
+        kept = min(n, capacity)
+        larger[:, :, :kept] = tensor[:, :, :kept]
+        return larger
+
+
 class WindowPairs:
     """The newest `window` keys and values (B, H, ., D) and no more, in a ring: a new pair takes the oldest one's place.
 
     Pair number j of the text lies at place j % window. A memory does not depend on the order of its pairs, so a single
     query reads the ring as it lies.
     """
+
+    newest: Tensor | None = None  # all pairs that `append` returns are there
 
     def __init__(self, window: int):
         self.length = 0  # pairs of the text so far
@@ -147,7 +193,7 @@ class ContextualCache:
     keys: KeyState | GatedKeyState | None
     values: ValueState
     scalars: tuple[Tensor, ...]
-    pairs: GrowingPairs | WindowPairs = field(default_factory=GrowingPairs)
+    pairs: GrowingPairs | FixedPairs | WindowPairs = field(default_factory=GrowingPairs)
     pending_key: Tensor | None = None  # (B, H, 1, D)
 
     def repeat(self, count: int) -> "ContextualCache":
@@ -197,14 +243,36 @@ class MemoryCache:
         contextual = [cache.repeat(count) for cache in self.contextual]
         return MemoryCache(contextual, [_repeat_state(cache, count) for cache in self.persistent], self.length)
 
+    def fix(self, newest: Tensor) -> None:
+        """Keep the pairs of all memories in `FixedPairs` from now on, and one number for all of how many there are."""
+        for cache in self.contextual:
+            cache.pairs = FixedPairs(*cache.pairs.stored(like=cache.values.pending), newest)
+
+    def make_room(self, capacity: int) -> None:
+        """Have room for so many pairs in each memory, which `fix` has been called for."""
+        for cache in self.contextual:
+            cache.pairs.make_room(capacity)
+
 
 @dataclass
 class AttentionCache:
     """What the baseline keeps: keys and values of every layer. `length` counts the tokens read."""
 
-    layers: list[GrowingPairs]
+    layers: list[GrowingPairs | FixedPairs]
     length: int = 0
+    newest: Tensor | None = None
+    """Position (1,) of the newest token on the device, where a recorded step needs it there."""
 
     def repeat(self, count: int) -> "AttentionCache":
         """A copy of what a single text (B = 1) left behind, for each of `count` texts that go on from it."""
         return AttentionCache([layer.repeat(count) for layer in self.layers], self.length)
+
+    def fix(self, newest: Tensor) -> None:
+        """Keep the pairs of all layers in `FixedPairs` from now on, and one number for all of how many there are."""
+        self.newest = newest
+        self.layers = [FixedPairs(*layer.stored(like=None), newest) for layer in self.layers]
+
+    def make_room(self, capacity: int) -> None:
+        """Have room for so many pairs in each layer, which `fix` has been called for."""
+        for layer in self.layers:
+            layer.make_room(capacity)

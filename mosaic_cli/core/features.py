@@ -61,6 +61,11 @@ class GatedKeyExtractor(nn.Module):
 
             projected, gate, decay = self.terms(x)
             return cpu.keys(projected, ops.wide(gate), ops.wide(decay))
+        if state is None and self.normalised and kernels.serves(x) and not torch.compiler.is_compiling():
+            from mosaic_cli.core.kernels import gated
+
+            projected, gate, decay = self.terms(x)
+            return gated.gated_keys(projected, gate, -decay)[0]
         before = None if state is None else state.newest
         if before is not None and x.shape[1] == 1:  # decoding
             average, scale = next_average(*self._terms_of_one(x), before)

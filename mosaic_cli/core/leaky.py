@@ -72,9 +72,13 @@ def _carry_into_chunks(ends: Tensor, rate: Tensor, state: Tensor | None, reverse
 def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
     """The normalised leaky average of x (B, T, H, D): keys (B, H, T, D) (v1).
 
-    The average is float32 or better, and so are the keys, unless a CPU trains in bfloat16: there the loops write what
-    the next product would round them to.
+    The average is float32 or better, and so are the keys, unless a GPU computes them or a CPU trains: there the kernels
+    write what the next product would round them to.
     """
+    if kernels.serves(x):
+        from mosaic_cli.core.kernels import leaky
+
+        return leaky.leaky_keys(x, rate)
     if torch.compiler.is_compiling():
         return _compiled_leaky_keys(x, rate)[0].transpose(1, 2)
     if kernels.loops_serve(x):
@@ -86,11 +90,7 @@ def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
 
 
 def _keys_forward(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys (B, H, T, D) and the averages' lengths (B, H, T, 1), or on a GPU the logarithms of these."""
-    if kernels.serves(x):
-        from mosaic_cli.core.kernels import leaky
-
-        return leaky.leaky_keys_forward(x, rate)
+    """Keys (B, H, T, D) and the averages' lengths (B, H, T, 1)."""
     average = leaky_average(x, rate)
     norm = lengths(average)
     return average / norm, norm
@@ -104,10 +104,6 @@ def _keys_backward(
     The gradient of a recurrence is the recurrence run backwards: with g the gradient by the averages a,
     G_t = g_t + lambda G_{t+1} is the gradient by x_t, and the sum of G_t . a_{t-1} that by lambda.
     """
-    if kernels.serves(keys):
-        from mosaic_cli.core.kernels import leaky
-
-        return leaky.leaky_keys_backward(gradient, keys, norm, rate, dtype)
     along = (gradient * keys).sum(dim=-1, keepdim=True)
     by_average = torch.addcmul(gradient, keys, along, value=-1).div_(norm)  # (B, H, T, D)
     by_x = leaky_average(by_average.transpose(1, 2), rate, reverse=True)  # (B, H, T, D)

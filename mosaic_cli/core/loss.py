@@ -75,5 +75,9 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     p = wide.sub_(highest).exp_()
     z = p.sum(1, keepdim=True)
     loss = ((z.log() + highest - own) * counts).sum()
-    p.mul_(counts / z).scatter_add_(1, targets, -counts.to(p.dtype))  # softmax - one hot
+    if torch.compiler.is_compiling():  # which fuses a comparison, but keeps all of p for a scatter
+        places = torch.arange(p.shape[1], device=p.device)
+        p = (p / z - (places == targets).to(p.dtype)) * counts  # softmax - one hot
+    else:
+        p.mul_(counts / z).scatter_add_(1, targets, -counts.to(p.dtype))
     return loss, p.to(logits.dtype)

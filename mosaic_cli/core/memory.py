@@ -46,7 +46,9 @@ class PairRead(_Kernel):
         super().__init__(config)
         self.window = window
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *scalars: Tensor) -> Tensor:
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, *scalars: Tensor, newest: Tensor | None = None
+    ) -> Tensor:
         """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`.
 
         `scalars` are this module's own, where a cache has them ready.
@@ -55,7 +57,7 @@ class PairRead(_Kernel):
         dropout = self.dropout if self.training else 0.0
         if self.window is not None:
             return window_read(queries, keys, values, beta, self.window, dropout)
-        return ops.strict_past_read(queries, keys, values, beta, dropout)
+        return ops.strict_past_read(queries, keys, values, beta, dropout, newest)
 
     def beta(self, num_queries: int, num_pairs: int, *scalars: Tensor) -> Tensor:
         """Inverse bandwidths for the newest queries: (H,), or (H, T) where they grow with the pairs that each reads."""
@@ -149,7 +151,7 @@ class PairMemory(nn.Module):
                 return values[:, :, :0]
             if old < queries.shape[2]:
                 queries = queries[:, :, -old:]
-        return self.read(queries, *pairs, *cache.scalars)
+        return self.read(queries, *pairs, *cache.scalars, newest=cache.pairs.newest)
 
     def make_cache(self) -> ContextualCache:
         """An empty memory."""

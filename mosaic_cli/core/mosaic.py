@@ -56,7 +56,7 @@ class Mosaic(nn.Module):
 
     def hidden(self, tokens: Tensor, cache: MemoryCache | None = None) -> Tensor:
         """The normed last residual stream (B, T, C): what `head` turns into logits."""
-        x = self.embedding(tokens)
+        x = self.embedding(tokens).to(self.norm.weight.dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, cache.contextual[layer], cache.persistent[layer]) if cache else block(x)
         if cache is not None:

@@ -127,9 +127,13 @@ def peeked_values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
         gamma, alpha: (H,).
 
     Returns:
-        (B, H, T - 1, D), in float32 or better; rounded to the dtype of the content where a CPU trains.
+        (B, H, T - 1, D), in float32 or better; rounded to the dtype of the content on a GPU and where a CPU trains.
     """
     gamma, alpha = wide(gamma), wide(alpha)
+    if kernels.serves(content) and content.shape[2] > 1:
+        from mosaic_cli.core.kernels import values
+
+        return values.peeked_values(content, gamma, alpha)
     if kernels.loops_serve(content):
         from mosaic_cli.core.kernels import cpu
 
@@ -173,7 +177,14 @@ class _PeekedValues(torch.autograd.Function):
         return by_content, by_gamma, by_alpha
 
 
-def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, dropout: float = 0.0) -> Tensor:
+def strict_past_read(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    beta: Tensor,
+    dropout: float = 0.0,
+    newest: Tensor | None = None,
+) -> Tensor:
     """Kernel regression over the strict past (v1, contextual memory), for the newest T of S + 1 positions.
 
     Position p reads the pairs 0 .. p - 1, so query i reads the pairs j <= i + S - T. Position 0 has no pair to read and
@@ -185,6 +196,7 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
         keys, values: (B, H, S, D) with S >= T.
         beta: (H,) inverse bandwidth, or (H, T) where it depends on the position.
         dropout: probability of dropping a retrieval weight.
+        newest: see `attend`.
 
     Returns:
         (B, H, T, D) in the dtype of `values`.
@@ -192,7 +204,7 @@ def strict_past_read(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor
     T, S = queries.shape[2], keys.shape[2]
     scale = beta.view(len(beta), -1)
     if T == 1:
-        return attend(queries, keys, values, dropout, scale=scale)
+        return attend(queries, keys, values, dropout, scale=scale, newest=newest)
     if T == S:
         return attend(queries, keys, values, dropout, is_causal=True, scale=scale)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
@@ -244,6 +256,7 @@ def attend(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: Tensor | float = 1.0,
+    newest: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are. The scale of the scores may
     also be (H, 1) or (H, T); the dtype of queries and keys may then be another than that of the values.
@@ -251,7 +264,14 @@ def attend(
     On a CPU our own loops do it in two cases: no fused kernel drops weights there, and torch's own way spends most of
     the time on random numbers; and those for bfloat16 are slow, as are causal ones for float32. Pairs that lie turned
     (`layout`) are read by plain products if there is one query, and else are turned back.
+
+    On a GPU keys and values may be buffers with room for more pairs than there are: then `newest` (1,) is the place of
+    the newest one, there is one query, and nothing is dropped.
     """
+    if newest is not None:
+        from mosaic_cli.core.kernels import decoding
+
+        return decoding.attend_stored(queries, keys, values, scale, newest)
     past = keys.shape[2] if is_causal else None
     if not dropout and attn_mask is None and kernels.attention_serves(queries, past):
         from mosaic_cli.core.kernels import attention

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mosaic_cli.core.cache import AttentionCache, GrowingPairs
+from mosaic_cli.core.cache import AttentionCache, FixedPairs, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.feedforward import MLP
 from mosaic_cli.core.linear import Linear, Output, linear
@@ -20,8 +20,11 @@ class CausalRead(nn.Module):
         super().__init__()
         self.dropout = config.dropout
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """The newest T of S positions: queries (B, H, T, D), keys and values (B, H, S, D) -> reads (B, H, T, D)."""
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, newest: Tensor | None = None) -> Tensor:
+        """The newest T of S positions: queries (B, H, T, D), keys and values (B, H, S, D) -> reads (B, H, T, D).
+
+        For `newest` see `ops.attend`.
+        """
         T, S = queries.shape[2], keys.shape[2]
         mask: dict[str, object] = {}
         if T == S:
@@ -29,7 +32,7 @@ class CausalRead(nn.Module):
         elif T > 1:
             mask = {"attn_mask": torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)}
         dropout = self.dropout if self.training else 0.0
-        return attend(queries, keys, values, dropout, scale=queries.shape[-1] ** -0.5, **mask)
+        return attend(queries, keys, values, dropout, scale=queries.shape[-1] ** -0.5, newest=newest, **mask)
 
 
 class CausalAttention(nn.Module):
@@ -42,13 +45,15 @@ class CausalAttention(nn.Module):
         self.read = CausalRead(config)
         self.output = Output(config.d_model, config.d_model, config.dropout)
 
-    def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: GrowingPairs | FixedPairs | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         projected = self.project(x).view(*x.shape[:2], 3, self.num_heads, -1)
         queries, keys, values = projected.permute(2, 0, 3, 1, 4).unbind()
+        newest = None
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, H, S, D)
-        reads = self.read(queries, keys, values)  # (B, H, T, D)
+            newest = cache.newest
+        reads = self.read(queries, keys, values, newest=newest)  # (B, H, T, D)
         return self.output(join_heads(reads))
 
 
@@ -62,7 +67,7 @@ class TransformerBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.d_model, bias=False)
         self.mlp = MLP(config.d_model, config.hidden_dim, config.dropout)
 
-    def forward(self, x: Tensor, cache: GrowingPairs | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: GrowingPairs | FixedPairs | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         x = x + self.attention(self.attention_norm(x), cache)
         return x + self.mlp(self.mlp_norm(x))
@@ -102,7 +107,9 @@ class Transformer(nn.Module):
                 f"a transformer trained on {self.config.context_length} tokens cannot read {end}",
                 hint="Use a shorter prompt or fewer new tokens; a mosaic has no such limit.",
             )
-        x = self.dropout(self.embedding(tokens) + self.positions.weight[start:end])
+        recorded = cache is not None and cache.newest is not None
+        positions = self.positions(cache.newest) if recorded else self.positions.weight[start:end]
+        x = self.dropout((self.embedding(tokens) + positions).to(self.norm.weight.dtype))
         for layer, block in enumerate(self.blocks):
             x = block(x, cache.layers[layer] if cache else None)
         if cache is not None:

@@ -1,31 +1,23 @@
-"""Fused forms of a few functions: `leaky` for GPUs, the others for a CPU, mostly where it trains.
+"""Fused forms of a few functions: `leaky`, `gated` and `values` for GPUs, the others for a CPU, mostly where it trains.
 
-Those for GPUs are optional, and `implementation` says what will be used. They have been checked in Triton's
-interpreter, but never on a GPU: until `benchmarks/gpu.py` has passed on one, they serve only where MOSAIC_TRITON=1
-asks for them.
+Those for GPUs need Triton, which comes with PyTorch for CUDA; without it PyTorch's own operations serve, and
+`implementation` says so.
 """
 
-import os
-from functools import cache
 from importlib.util import find_spec
 
 import torch
 
 from mosaic_cli.core.config import ModelConfig
 
-ASKED = "MOSAIC_TRITON"
+HAS_TRITON = find_spec("triton") is not None
 LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a past in float32 are worth compiling
 MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
 
 
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
 def serves(x: torch.Tensor) -> bool:
-    """Whether the kernels compute functions of x: asked for, on a CUDA device with Triton, in at most float32."""
-    return x.is_cuda and x.dtype.itemsize <= 4 and os.environ.get(ASKED) == "1" and _has_triton()
+    """Whether Triton's kernels compute functions of x: on a CUDA device, in at most float32."""
+    return x.is_cuda and x.dtype.itemsize <= 4 and HAS_TRITON
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
@@ -100,8 +92,6 @@ def implementation(device: torch.device, dtype: torch.dtype, config: ModelConfig
         )
     if device.type != "cuda" or kind != "mosaic":
         return None
-    if os.environ.get(ASKED) != "1":
-        return f"leaky average by PyTorch (a Triton kernel is there, not yet tried on a GPU: {ASKED}=1)"
-    if _has_triton():
-        return "leaky average by Triton"
-    return "leaky average by PyTorch, slower (Triton is not installed: pip install triton)"
+    if HAS_TRITON:
+        return "keys and values by Triton"
+    return "keys and values by PyTorch, slower (Triton is not installed: pip install triton)"

@@ -1,360 +1,249 @@
-"""The leaky average and the keys made of it as Triton kernels: constant decay (v1) and gated (v2, arXiv 2507.03285).
+"""v1's leaky average, and the keys made of it, as Triton kernels for a GPU.
 
-Both are one recurrence, a_T = g_T x_T + lambda_T a_{T-1} with scalars per head; v1 has g = 1 and the same lambda for
-all tokens. Shapes are those of `ops`: x (B, T, H, D), keys (B, H, T, D), gates (B, T, H).
+Shapes as in `ops`: x (B, T, H, D). Rows (B, T, H, D) are keys or averages as they lie in memory; lengths (B, T, H).
 
-**Form.** The work is one multiply-add for every number moved, so the bound is memory traffic, and the form is the one
-that moves least: one program per sequence and head walks over the tokens in tiles, with the average carried in
-registers. Everything is read once and written once, forward and backward. A scan in two passes over segments of T would
-have more programs, but would read x twice (six bytes a number become eight in bfloat16, ten become eighteen in the
-backward pass). So the kernels want B * H of at least a few programs per multiprocessor, which training has.
+**Form.** The work is a multiply-add or two for every number moved, so the bound is memory traffic, and what is needed
+is many programs with little to wait for. A text is cut into segments of SEGMENT tokens, and each program has one of
+them, of one head. Its state before the first token is made of the ends of the segments before: the averages that each
+makes by itself, which a first kernel writes. So x is read twice, the second time mostly from the GPU's cache. Inside a
+segment, TILE tokens at a time are one product with a TILE x TILE matrix of decays, the same for all tiles; three TF32
+products keep float32's precision. The gradient is the same recurrence run from the last token to the first.
 
-Inside a tile of n tokens the recurrence is a product with an n x n matrix of decays, which the matrix units do beside
-the memory's work; three TF32 products keep float32's precision.
-
-**Scale.** Gates are exponentials, so a is kept as exp(m) times a vector of moderate size: row T of a tile is scaled by
-its own largest exponent m_T, as in a softmax. All exponentials are then of numbers <= 0 and one of them is 1, whatever
-the gates. Normalised keys do not see m. In the backward pass the lengths |a| play the part of the gates.
-docs/equations.md has the derivation.
+docs/equations.md has the derivation; `core.leaky` says the same in PyTorch.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op, wrap_triton
 
-TILE = 32  # tokens averaged by one matrix; at least 16 for the matrix units
+SEGMENT = 128  # tokens of a program
+TILE = 16  # tokens averaged by one matrix; at least 16 for the matrix units
 NUM_WARPS = 4
-NUM_STAGES = 2  # tiles under way from memory
-NEVER = tl.constexpr(-1e30)  # log of a weight that is zero; finite, so that differences of two are
+
+
+def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
+    """`core.leaky.leaky_keys`: keys (B, H, T, D) in the dtype of x, with gradients by x and rate (H,)."""
+    return _leaky_rows(x, rate, None, True, x.dtype)[0].transpose(1, 2)
 
 
 def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tensor:
     """`core.leaky.leaky_average`, forwards in time: (B, H, T, D) in float32, with gradients by x, rate and state."""
-    return _LeakyAverage.apply(x, rate, state)
+    return _leaky_rows(x, rate, state, False, torch.float32)[0].transpose(1, 2)
 
 
-def leaky_keys_forward(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys (B, H, T, D) in float32 of x (B, T, H, D), and log |a| (B, H, T, 1) for the backward pass."""
-    keys, log_length, _, _ = _forward(x, rate, None, None, normalise=True)
-    return keys.transpose(1, 2), log_length.transpose(1, 2)[..., None]
-
-
-def leaky_keys_backward(
-    gradient: Tensor, keys: Tensor, log_length: Tensor, rate: Tensor, dtype: torch.dtype
+@triton_op("mosaic::leaky_rows", mutates_args=())
+def _leaky_rows(
+    x: Tensor, rate: Tensor, state: Tensor | None, normalise: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by x (B, T, H, D), in x's dtype, and by rate (H,), from that by the keys."""
-    by_x, _, by_decay, _ = _backward(
-        gradient.transpose(1, 2),
-        keys.transpose(1, 2),
-        log_length[..., 0].transpose(1, 2),
-        rate,
-        None,
-        None,
-        dtype=dtype,
-    )
-    return by_x, -by_decay.sum(dim=0)
-
-
-def gated_keys(
-    x: Tensor, log_gate: Tensor, log_decay: Tensor, state: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Normalised k_bar_T = g_T x_T + lambda_T k_bar_{T-1} (v2, the gated time-variant key), in float32.
-
-    Args:
-        x: (B, T, H, D).
-        log_gate: log g (B, T, H), of any sign and size.
-        log_decay: log lambda (B, T, H), not positive.
-        state: k_bar_{-1} as a vector (B, H, D) and the log of its scale (B, H); None means zero. It gets no gradient.
-
-    Returns:
-        Keys (B, H, T, D), with gradients by x, log_gate and log_decay; and the state to go on with.
-    """
-    keys, average, log_scale = _GatedKeys.apply(x, log_gate, log_decay, *(state or (None, None)))
-    return keys, (average, log_scale)
-
-
-class _LeakyAverage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rate: Tensor, state: Tensor | None) -> Tensor:
-        averages, _, _, _ = _forward(x, rate, None, state, normalise=False)
-        ctx.save_for_backward(averages, rate, state)
-        ctx.dtype = x.dtype
-        return averages.transpose(1, 2)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        averages, rate, state = ctx.saved_tensors
-        by_x, _, by_decay, by_state = _backward(
-            gradient.transpose(1, 2), averages, None, rate, None, state, dtype=ctx.dtype
-        )
-        return by_x, -by_decay.sum(dim=0), None if state is None else by_state
-
-
-class _GatedKeys(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, log_gate, log_decay, state, state_scale) -> tuple[Tensor, Tensor, Tensor]:
-        gates = (log_gate.float().contiguous(), log_decay.float().contiguous())
-        keys, log_length, average, log_scale = _forward(x, None, gates, state, state_scale, normalise=True)
-        ctx.save_for_backward(x, *gates, keys, log_length, state, state_scale)
-        ctx.mark_non_differentiable(average, log_scale)
-        ctx.gate_dtypes = log_gate.dtype, log_decay.dtype
-        return keys.transpose(1, 2), average, log_scale
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, log_gate, log_decay, keys, log_length, state, state_scale = ctx.saved_tensors
-        by_x, by_gate, by_decay, _ = _backward(
-            gradient.transpose(1, 2),
-            keys,
-            log_length,
-            None,
-            (x, log_gate, log_decay),
-            state,
-            state_scale,
-            dtype=x.dtype,
-        )
-        of_gate, of_decay = ctx.gate_dtypes
-        return by_x, by_gate.to(of_gate), by_decay.to(of_decay), None, None
-
-
-def _forward(x, rate, gates, state, state_scale=None, *, normalise: bool) -> tuple[Tensor, ...]:
-    """Keys or averages (B, T, H, D), log |a| (B, T, H) of keys, and the last average (B, H, D) with its log scale."""
+    """Keys or averages (B, T, H, D) of this dtype, and the lengths (B, T, H) that keys were divided by."""
     B, T, H, D = x.shape
-    x = _rows(x)
-    log_gate, log_decay = gates or (None, None)
-    rows = torch.empty(B, T, H, D, device=x.device)
-    log_length = torch.empty(B, T, H, device=x.device) if normalise else None
-    last, last_scale = torch.empty(B, H, D, device=x.device), torch.empty(B, H, device=x.device)
-    _forward_kernel[(B * H,)](
-        x,
-        None if rate is None else rate.float().contiguous(),
-        log_gate,
-        log_decay,
-        None if state is None else state.float().contiguous(),
-        None if state_scale is None else state_scale.float().contiguous(),
-        rows,
-        log_length,
-        last,
-        last_scale,
-        T,
-        H,
-        D,
-        *x.stride()[:3],
-        **_launch(D),
+    x, rate, n = _in_rows(x), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
+    rows = torch.empty(B, T, H, D, dtype=dtype, device=x.device)
+    lengths = torch.empty(B, T, H, dtype=torch.float32, device=x.device)
+    ends = torch.empty(B, n, H, D, dtype=torch.float32, device=x.device)
+    if n > 1:
+        wrap_triton(_ends_kernel)[(B * H, n - 1)](x, rate, ends, T, n, H, D, *x.stride()[:3], **_launch(D))
+    first = ends if state is None else state.float().contiguous()
+    wrap_triton(_forward_kernel)[(B * H, n)](
+        x, rate, first, ends, rows, lengths, T, n, H, D, *x.stride()[:3], state is not None, normalise, **_launch(D)
     )
-    return rows, log_length, last, last_scale
+    return rows, lengths
 
 
-def _backward(
-    gradient, rows, log_length, rate, gated, state, state_scale=None, *, dtype: torch.dtype
-) -> tuple[Tensor | None, ...]:
-    """Gradients by x (B, T, H, D), log gates, log decays (B, T, H) or their sum over tokens (B, H), and the state."""
+@triton_op("mosaic::leaky_rows_backward", mutates_args=())
+def _leaky_rows_backward(
+    gradient: Tensor, rows: Tensor, lengths: Tensor, rate: Tensor, normalise: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients by x (B, T, H, D), of this dtype, and by rate (H,), from that by the rows; a state's part left out."""
     B, T, H, D = rows.shape
-    gradient = _rows(gradient)
-    x, log_gate, log_decay = gated or (None, None, None)
-    x = None if x is None else _rows(x)
+    gradient, rate, n = _in_rows(gradient), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
     by_x = torch.empty(B, T, H, D, dtype=dtype, device=rows.device)
-    by_gate = None if gated is None else torch.empty(B, T, H, device=rows.device)
-    by_decay = torch.empty((B, H) if gated is None else (B, T, H), device=rows.device)
-    by_state = torch.empty(B, H, D, device=rows.device)
-    _backward_kernel[(B * H,)](
+    by_rate = torch.empty(B, n, H, dtype=torch.float32, device=rows.device)
+    begins = torch.empty(B, n, H, D, dtype=torch.float32, device=rows.device)
+    if n > 1:
+        wrap_triton(_begins_kernel)[(B * H, n - 1)](
+            gradient, rows, lengths, rate, begins, T, n, H, D, *gradient.stride()[:3], normalise, **_launch(D)
+        )
+    wrap_triton(_backward_kernel)[(B * H, n)](
         gradient,
         rows,
-        log_length,
-        None if rate is None else rate.float().contiguous(),
-        x,
-        log_gate,
-        log_decay,
-        None if state is None else state.float().contiguous(),
-        None if state_scale is None else state_scale.float().contiguous(),
+        lengths,
+        rate,
+        begins,
         by_x,
-        by_gate,
-        by_decay,
-        by_state,
+        by_rate,
         T,
+        n,
         H,
         D,
         *gradient.stride()[:3],
-        *((0, 0, 0) if x is None else x.stride()[:3]),
+        normalise,
         **_launch(D),
     )
-    return by_x, by_gate, by_decay, by_state
+    return by_x, by_rate.sum(dim=(0, 1))
 
 
-def _rows(x: Tensor) -> Tensor:
+def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, rate, state, ctx.normalise, _ = inputs
+    rows, lengths = output
+    ctx.mark_non_differentiable(lengths)
+    ctx.save_for_backward(rows, lengths, rate, state)
+    ctx.dtype = x.dtype
+
+
+def _differentiate(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    rows, lengths, rate, state = ctx.saved_tensors
+    by_x, by_rate = _leaky_rows_backward(gradient, rows, lengths, rate, ctx.normalise, ctx.dtype)
+    by_state = None
+    if state is not None:
+        by_state = by_x[:, 0].float() * torch.exp(-rate.float())[:, None]
+        by_rate = by_rate - (by_state * state).sum(dim=(0, 2))
+    return by_x, by_rate.to(rate.dtype), by_state, None, None
+
+
+_leaky_rows.register_autograd(_differentiate, setup_context=_save)
+
+
+def _in_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _launch(D: int) -> dict[str, int]:
-    return {
-        "TILE": TILE,
-        "WIDTH": max(16, triton.next_power_of_2(D)),
-        "STAGES": NUM_STAGES,
-        "num_warps": NUM_WARPS,
-    }
+    return {"SEGMENT": SEGMENT, "TILE": TILE, "WIDTH": max(16, triton.next_power_of_2(D)), "num_warps": NUM_WARPS}
 
 
 @triton.jit
-def _decays(rate, log_decay, offsets, valid):
-    """log lambda of a tile's tokens (TILE,); zero behind the text, where nothing decays."""
-    return tl.where(valid, -rate, 0.0) if log_decay is None else tl.load(log_decay + offsets, mask=valid, other=0.0)
+def _places(T, H, D, first, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """Of the tile that begins at token `first`: its tokens (TILE, 1), the columns (1, WIDTH), and which are there."""
+    t, columns = first + tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]
+    return t, columns, (t < T) & (columns < D)
 
 
 @triton.jit
-def _row(tile, index, TILE: tl.constexpr):
-    """Row `index` of a tile (TILE, WIDTH)."""
-    return tl.sum(tl.where((tl.arange(0, TILE) == index)[:, None], tile, 0.0), axis=0)
+def _by_averages(
+    gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head,
+    NORMALISE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The gradient by a tile's averages as such, float32 (TILE, WIDTH): (g - k (g . k)) / |a| for keys k = a / |a|."""
+    t, columns, here = _places(T, H, D, first, TILE, WIDTH)
+    by_row = tl.load(gradient + b * g_batch + t * g_token + h * g_head + columns, mask=here, other=0.0).to(tl.float32)
+    if NORMALISE:
+        places = (b * T + t) * H + h
+        row = tl.load(rows + places * D + columns, mask=here, other=0.0).to(tl.float32)
+        by_row -= row * tl.sum(by_row * row, axis=1)[:, None]
+        by_row /= tl.load(lengths + places, mask=t < T, other=1.0)
+    return by_row
 
 
 @triton.jit
-def _entry(column, index, TILE: tl.constexpr):
-    return tl.sum(tl.where(tl.arange(0, TILE) == index, column, 0.0), axis=0)
+def _ends_kernel(
+    x, rate, ends, T, n, H, D, x_batch, x_token, x_head,
+    SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The average at the last token of each segment but the last, as if nothing stood before it."""
+    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    b, h = program // H, program % H
+    rho = tl.load(rate + h)
+    fade = tl.exp(-rho * TILE)
+    summed = tl.zeros([TILE, WIDTH], tl.float32)  # of token i, TILE + i, 2 TILE + i ..
+    for tile in tl.static_range(SEGMENT // TILE):
+        t, columns, here = _places(T, H, D, segment * SEGMENT + tile * TILE, TILE, WIDTH)
+        new = tl.load(x + b * x_batch + t * x_token + h * x_head + columns, mask=here, other=0.0)
+        summed = summed * fade + new.to(tl.float32)
+    weights = tl.exp(-rho * (TILE - 1 - tl.arange(0, TILE)))
+    columns = tl.arange(0, WIDTH)
+    end = tl.sum(summed * weights[:, None], axis=0)
+    tl.store(ends + ((b * n + segment) * H + h) * D + columns, end, mask=columns < D)
 
 
 @triton.jit
 def _forward_kernel(
-    x,
-    rate,
-    log_gate,
-    log_decay,
-    state,
-    state_scale,
-    rows,
-    log_length,
-    last,
-    last_scale,
-    T,
-    H,
-    D,
-    x_batch,
-    x_token,
-    x_head,
-    TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    program = tl.program_id(0).to(tl.int64)
+    x, rate, state, ends, rows, lengths, T, n, H, D, x_batch, x_token, x_head,
+    HAS_STATE: tl.constexpr, NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = program // H, program % H
-    places, columns = tl.arange(0, TILE), tl.arange(0, WIDTH)
-    inside = columns < D
-    past = places[:, None] >= places[None, :]
-    rate_h = 0.0 if rate is None else tl.load(rate + h)
-    average, scale = tl.zeros([WIDTH], tl.float32), NEVER
-    if state is not None:
-        average = tl.load(state + program * D + columns, mask=inside, other=0.0)
-        scale = 0.0 if state_scale is None else tl.load(state_scale + program)
-    for tile in tl.range(0, tl.cdiv(T, TILE), num_stages=STAGES):
-        t = tile * TILE + places
-        valid = t < T
-        offsets = (b * T + t) * H + h
-        here = valid[:, None] & inside[None, :]
-        new = tl.load(x + b * x_batch + h * x_head + t[:, None] * x_token + columns[None, :], mask=here, other=0.0)
-        gate = tl.where(valid, 0.0, NEVER)
-        if log_gate is not None:
-            gate = tl.load(log_gate + offsets, mask=valid, other=NEVER)
-        decay = tl.cumsum(_decays(rate_h, log_decay, offsets, valid), axis=0)
-        exponents = tl.where(past, decay[:, None] - decay[None, :] + gate[None, :], NEVER)
-        largest = tl.maximum(tl.max(exponents, axis=1), decay + scale)
-        weights = tl.exp(exponents - largest[:, None])
-        averages = tl.dot(weights, new.to(tl.float32), input_precision="tf32x3")
-        averages += tl.exp(decay + scale - largest)[:, None] * average[None, :]
-        if log_length is None:
-            averages *= tl.exp(largest)[:, None]
-            largest = tl.zeros_like(largest)
-            tl.store(rows + offsets[:, None] * D + columns[None, :], averages, mask=here)
-        else:
-            length = tl.maximum(tl.sqrt(tl.sum(averages * averages, axis=1)), 1e-12)
-            tl.store(rows + offsets[:, None] * D + columns[None, :], averages / length[:, None], mask=here)
-            tl.store(log_length + offsets, largest + tl.log(length), mask=valid)
-        average, scale = _row(averages, TILE - 1, TILE), _entry(largest, TILE - 1, TILE)
-    tl.store(last + program * D + columns, average, mask=inside)
-    tl.store(last_scale + program, scale)
+    rho = tl.load(rate + h)
+    width = tl.arange(0, WIDTH)
+    average = tl.zeros([WIDTH], tl.float32)
+    if HAS_STATE:
+        average = tl.load(state + program * D + width, mask=width < D, other=0.0)
+    fade = tl.exp(-rho * SEGMENT)
+    for before in range(segment):
+        end = tl.load(ends + ((b * n + before) * H + h) * D + width, mask=width < D, other=0.0)
+        average = average * fade + end
+    place = tl.arange(0, TILE)
+    steps = place[:, None] - place[None, :]
+    weights = tl.where(steps >= 0, tl.exp(-rho * tl.maximum(steps, 0)), 0.0)
+    fades = tl.exp(-rho * (place + 1))[:, None]
+    for tile in range(SEGMENT // TILE):
+        t, columns, here = _places(T, H, D, segment * SEGMENT + tile * TILE, TILE, WIDTH)
+        new = tl.load(x + b * x_batch + t * x_token + h * x_head + columns, mask=here, other=0.0)
+        averages = tl.dot(weights, new.to(tl.float32), input_precision="tf32x3") + fades * average[None, :]
+        average = tl.sum(tl.where(place[:, None] == TILE - 1, averages, 0.0), axis=0)
+        places = (b * T + t) * H + h
+        if NORMALISE:
+            length = tl.maximum(tl.sqrt(tl.sum(averages * averages, axis=1)), 1e-12)[:, None]
+            tl.store(lengths + places, length, mask=t < T)
+            averages /= length
+        tl.store(rows + places * D + columns, averages.to(rows.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _begins_kernel(
+    gradient, rows, lengths, rate, begins, T, n, H, D, g_batch, g_token, g_head,
+    NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The gradient by the first token of each segment but the first, as if nothing came after the segment."""
+    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1) + 1
+    b, h = program // H, program % H
+    rho = tl.load(rate + h)
+    fade = tl.exp(-rho * TILE)
+    summed = tl.zeros([TILE, WIDTH], tl.float32)
+    for back in tl.static_range(SEGMENT // TILE):
+        first = (segment + 1) * SEGMENT - (back + 1) * TILE
+        summed = summed * fade + _by_averages(
+            gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head, NORMALISE, TILE, WIDTH
+        )
+    weights = tl.exp(-rho * tl.arange(0, TILE))
+    columns = tl.arange(0, WIDTH)
+    begin = tl.sum(summed * weights[:, None], axis=0)
+    tl.store(begins + ((b * n + segment) * H + h) * D + columns, begin, mask=columns < D)
 
 
 @triton.jit
 def _backward_kernel(
-    gradient,
-    rows,
-    log_length,
-    rate,
-    x,
-    log_gate,
-    log_decay,
-    state,
-    state_scale,
-    by_x,
-    by_gate,
-    by_decay,
-    by_state,
-    T,
-    H,
-    D,
-    gradient_batch,
-    gradient_token,
-    gradient_head,
-    x_batch,
-    x_token,
-    x_head,
-    TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    program = tl.program_id(0).to(tl.int64)
+    gradient, rows, lengths, rate, begins, by_x, by_rate, T, n, H, D, g_batch, g_token, g_head,
+    NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = program // H, program % H
-    places, columns = tl.arange(0, TILE), tl.arange(0, WIDTH)
-    inside = columns < D
-    future = places[:, None] <= places[None, :]
-    rate_h = 0.0 if rate is None else tl.load(rate + h)
-    carried, scale, by_rate = tl.zeros([WIDTH], tl.float32), NEVER, 0.0
-    tiles = tl.cdiv(T, TILE)
-    for back in tl.range(0, tiles, num_stages=STAGES):
-        t = (tiles - 1 - back) * TILE + places
-        valid = t < T
-        offsets = (b * T + t) * H + h
-        here = valid[:, None] & inside[None, :]
-        places_of_rows = offsets[:, None] * D + columns[None, :]
-        by_row = tl.load(
-            gradient + b * gradient_batch + h * gradient_head + t[:, None] * gradient_token + columns[None, :],
-            mask=here,
-            other=0.0,
-        ).to(tl.float32)
-        before = tl.load(rows + places_of_rows - H * D, mask=here & (t > 0)[:, None], other=0.0)  # a or k of t - 1
-        shrink = tl.where(valid, 0.0, NEVER)  # -log |a|, what the length does to the gradient
-        stretch = tl.zeros([TILE], tl.float32)  # log |a| of t - 1
-        if log_length is not None:
-            row = tl.load(rows + places_of_rows, mask=here, other=0.0)
-            by_row -= row * tl.sum(by_row * row, axis=1)[:, None]
-            shrink = -tl.load(log_length + offsets, mask=valid, other=-NEVER)
-            stretch = tl.load(log_length + offsets - H, mask=valid & (t > 0), other=0.0)
-        if state is not None:
-            first = tl.load(state + program * D + columns, mask=inside, other=0.0)
-            before += tl.where((t == 0)[:, None], first[None, :], 0.0)
-            if state_scale is not None:
-                stretch += tl.where(t == 0, tl.load(state_scale + program), 0.0)
-        own = _decays(rate_h, log_decay, offsets, valid)
-        decay = tl.cumsum(own, axis=0)
-        exponents = tl.where(future, decay[None, :] - decay[:, None] + shrink[None, :], NEVER)
-        rest = tl.sum(own, axis=0) - decay + scale
-        largest = tl.maximum(tl.max(exponents, axis=1), rest)
-        by_average = tl.dot(tl.exp(exponents - largest[:, None]), by_row, input_precision="tf32x3")
-        by_average += tl.exp(rest - largest)[:, None] * carried[None, :]  # times exp(largest): that by a_t
-        dots = tl.exp(own + stretch + largest) * tl.sum(by_average * before, axis=1)
-        gate = tl.zeros([TILE], tl.float32)
-        if log_gate is not None:
-            gate = tl.load(log_gate + offsets, mask=valid, other=0.0)
-        by_new = by_average * tl.exp(gate + largest)[:, None]
-        tl.store(by_x + places_of_rows, by_new.to(by_x.dtype.element_ty), mask=here)
-        if log_gate is None:
-            by_rate += tl.sum(tl.where(valid, dots, 0.0), axis=0)
-        else:
-            new = tl.load(x + b * x_batch + h * x_head + t[:, None] * x_token + columns[None, :], mask=here, other=0.0)
-            tl.store(by_gate + offsets, tl.sum(by_new * new.to(tl.float32), axis=1), mask=valid)
-            tl.store(by_decay + offsets, dots, mask=valid)
-        carried = _row(by_average, 0, TILE)
-        scale = _entry(largest + own, 0, TILE)
-    if log_gate is None:
-        tl.store(by_decay + program, by_rate)
-    tl.store(by_state + program * D + columns, carried * tl.exp(scale), mask=inside)
+    rho = tl.load(rate + h)
+    width = tl.arange(0, WIDTH)
+    later = tl.zeros([WIDTH], tl.float32)  # the gradient by the first token after those at hand
+    fade = tl.exp(-rho * SEGMENT)
+    for back in range(n - 1 - segment):
+        begin = tl.load(begins + ((b * n + n - 1 - back) * H + h) * D + width, mask=width < D, other=0.0)
+        later = later * fade + begin
+    place = tl.arange(0, TILE)
+    steps = place[None, :] - place[:, None]
+    weights = tl.where(steps >= 0, tl.exp(-rho * tl.maximum(steps, 0)), 0.0)
+    fades = tl.exp(-rho * (TILE - place))[:, None]
+    by_decay = tl.zeros([TILE], tl.float32)
+    for back in range(SEGMENT // TILE):
+        first = (segment + 1) * SEGMENT - (back + 1) * TILE
+        t, columns, here = _places(T, H, D, first, TILE, WIDTH)
+        by_averages = _by_averages(
+            gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head, NORMALISE, TILE, WIDTH
+        )
+        by_new = tl.dot(weights, by_averages, input_precision="tf32x3") + fades * later[None, :]
+        later = tl.sum(tl.where(place[:, None] == 0, by_new, 0.0), axis=0)
+        places = (b * T + t) * H + h
+        tl.store(by_x + places * D + columns, by_new.to(by_x.dtype.element_ty), mask=here)
+        before = tl.load(rows + (places - H) * D + columns, mask=here & (t > 0), other=0.0).to(tl.float32)
+        if NORMALISE:
+            before *= tl.load(lengths + places - H, mask=(t > 0) & (t < T), other=0.0)
+        by_decay += tl.sum(by_new * before, axis=1)  # of the decay from token t - 1 to t
+    tl.store(by_rate + (b * n + segment) * H + h, -tl.exp(-rho) * tl.sum(by_decay, axis=0))

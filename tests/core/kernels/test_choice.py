@@ -13,20 +13,16 @@ def _said(device=GPU, dtype=torch.float32, kind="mosaic", compiled=False, T=256,
     return kernels.implementation(device, dtype, config, compiled)
 
 
-def test_a_gpu_is_told_what_averages_its_keys(monkeypatch):
-    monkeypatch.delenv(kernels.ASKED, raising=False)
-    assert "by PyTorch" in _said() and "MOSAIC_TRITON=1" in _said()
-    monkeypatch.setenv(kernels.ASKED, "1")
-    monkeypatch.setattr(kernels, "_has_triton", lambda: False)
+def test_a_gpu_is_told_what_computes_its_keys(monkeypatch):
+    monkeypatch.setattr(kernels, "HAS_TRITON", False)
     assert "Triton is not installed" in _said()
-    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
-    assert _said() == "leaky average by Triton"
+    monkeypatch.setattr(kernels, "HAS_TRITON", True)
+    assert _said() == "keys and values by Triton"
     assert _said(kind="transformer") is None
 
 
 def test_a_cpu_has_no_choice(monkeypatch):
-    monkeypatch.setenv(kernels.ASKED, "1")
-    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels, "HAS_TRITON", True)
     cpu = torch.device("cpu")
     monkeypatch.setattr(kernels, "_has_tile", lambda dtype: dtype == torch.float32)
     assert _said(cpu).startswith("attention, keys, values by loops, which the first step compiles")
