@@ -1,6 +1,6 @@
 """Kernels checked and measured on a GPU, and the mosaic's speed there beside the transformer's of equal size.
 
-    python -m benchmarks.gpu [--only PART ...] [--out benchmarks/gpu.json]
+    python -m benchmarks.gpu [--only PART ...] [--windows T ...] [--out benchmarks/gpu.json]
 
 Parts: `check`, the kernels against PyTorch in float64; `kernels`, their share of copy bandwidth; `train`, whole steps
 at 124 M parameters, eager and compiled, as tokens per second and as a share of the matrix rate measured in the same
@@ -40,7 +40,7 @@ from mosaic_cli.training.optimizer import make_optimizer, update
 KINDS = ("transformer", "mosaic")
 FULL = {"num_layers": 12, "num_heads": 12, "d_model": 768, "vocab_size": 50304}
 TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "vocab_size": 64}
-WINDOWS = {512: 32, 2048: 8}  # tokens of a window, and windows of a step
+BATCHES = {512: 32, 2048: 8}  # tokens of a window, and windows of a step
 DECODED_BATCH = 64
 ROUNDS = 7
 Row = dict[str, object]
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART")
+    parser.add_argument("--windows", nargs="+", type=int, choices=BATCHES, default=list(BATCHES), metavar="T")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
     arguments = parser.parse_args()
     if arguments.device == "cpu" and not arguments.tiny:
@@ -62,20 +63,19 @@ def main() -> None:
     placement = choose_placement(arguments.device, "bfloat16")
     if placement.device.type == "cuda" and not kernels.HAS_TRITON:
         parser.error("Triton is not installed: pip install triton")
-    started, rows = time.perf_counter(), []
+    started, rows, device = time.perf_counter(), [], machine_words(placement.device)
     for part in arguments.only:
-        for row in parts[part](placement, arguments.tiny):
+        for row in parts[part](placement, {64: 2} if arguments.tiny else {T: BATCHES[T] for T in arguments.windows}):
             rows.append(row)
             print("  ".join(f"{name} {_shown(value)}" for name, value in row.items()), flush=True)
-    seconds, device = time.perf_counter() - started, machine_words(placement.device)
-    report = {"device": device, "torch": torch.__version__, "tiny": arguments.tiny, "seconds": seconds, "rows": rows}
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{seconds:.0f} s, written: {arguments.out}")
+            report = {"device": device, "torch": torch.__version__, "tiny": arguments.tiny, "rows": rows}
+            arguments.out.write_text(json.dumps(report, indent=2) + "\n")  # what was measured stays, whatever follows
+    print(f"{time.perf_counter() - started:.0f} s, written: {arguments.out}")
     if not all(row.get("right", True) for row in rows):
         raise SystemExit("a kernel differs from PyTorch: see the rows that are not right")
 
 
-def check_kernels(placement: Placement, tiny: bool) -> Iterator[Row]:
+def check_kernels(placement: Placement, batches: dict[int, int]) -> Iterator[Row]:
     """Largest differences between kernels and float64, of values and each gradient, relative to the largest value."""
     if placement.device.type != "cuda":
         yield {"what": "check", "skipped": "kernels need a GPU; tests/core/kernels runs them interpreted"}
@@ -110,6 +110,14 @@ def check_kernels(placement: Placement, tiny: bool) -> Iterator[Row]:
         scores = queries.double() * scale.to(placement.device)[..., None] @ keys[:, :, :stored].double().mT
         error = _error(read, torch.softmax(scores, -1) @ values[:, :, :stored].double())
         yield {"what": "check read of stored pairs", "errors": [error], "right": error < 1e-4, "stored": stored}
+    beta, alpha = torch.tensor([0.5, 2.0, 30.0], device="cuda"), torch.tensor([1.0, 0.1, 3.0], device="cuda")
+    for texts, dtype, tolerance in ((1, torch.float32, 1e-4), (65, torch.bfloat16, 2e-2)):
+        queries = torch.nn.functional.normalize(torch.randn(texts, 3, 1, 64, device="cuda"), dim=-1)
+        slots = [torch.randn(3, 1000, 64, device="cuda").to(dtype) for _ in range(2)]
+        read = decoding.attend_slots(queries, *slots, beta, alpha)
+        exact = ops.slot_read(*(tensor.double() for tensor in (queries, *slots, beta, alpha)))
+        error = _error(read, exact)
+        yield {"what": "check read of slots", "errors": [error], "right": error < tolerance, "texts": texts}
 
 
 def _averages(x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
@@ -146,7 +154,7 @@ def _error(found: torch.Tensor, truth: torch.Tensor) -> float:
     return ((found.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-2)).item()
 
 
-def measure_kernels(placement: Placement, tiny: bool) -> Iterator[Row]:
+def measure_kernels(placement: Placement, batches: dict[int, int]) -> Iterator[Row]:
     """Bytes per second of the kernels of keys and values as a share of what copying reaches. Counted are the bytes that
     must move: content and results, gradients and what was kept for them, all in bfloat16."""
     if placement.device.type != "cuda":
@@ -156,7 +164,7 @@ def measure_kernels(placement: Placement, tiny: bool) -> Iterator[Row]:
     copy = 2 * source.nbytes / _device_seconds(lambda: target.copy_(source))
     yield {"what": "copy", "bytes_per_second": copy}
     rate, gamma, alpha = (torch.full((12,), number, device=placement.device) for number in (0.3, 0.6, 1.0))
-    for T, B in WINDOWS.items():
+    for T, B in batches.items():
         x = torch.randn(B, T, 12, 64, device=placement.device, dtype=torch.bfloat16, requires_grad=True)
         for name, compute in (
             ("keys", lambda x=x: plain.leaky_keys(x, rate)),
@@ -178,16 +186,17 @@ def measure_kernels(placement: Placement, tiny: bool) -> Iterator[Row]:
             }
 
 
-def measure_training(placement: Placement, tiny: bool) -> Iterator[Row]:
+def measure_training(placement: Placement, batches: dict[int, int]) -> Iterator[Row]:
     """Tokens per second of whole steps, both kinds, compiled and eager; share of the matrix rate."""
-    rate = _matrix_rate(placement, 256 if tiny else 8192)
+    on_gpu = placement.device.type == "cuda"
+    rate = _matrix_rate(placement, 8192 if on_gpu else 256)
     yield {"what": "matrix product", "operations_per_second": rate}
-    for T, batch in {64: 2}.items() if tiny else WINDOWS.items():
-        for mode in ("eager",) if tiny else ("eager", "compiled"):
+    for T, batch in batches.items():
+        for mode in ("compiled", "eager") if on_gpu else ("eager",):
             torch.compiler.reset()  # lest the second T be compiled as one that varies
             steps, models, warm_up = {}, {}, {}
             for kind in KINDS:
-                models[kind] = _model(kind, T, placement, tiny)
+                models[kind] = _model(kind, T, placement)
                 loss = torch.compile(training_loss) if mode == "compiled" else training_loss
                 steps[kind] = _step(models[kind], loss, batch, placement)
                 warm_up[kind] = _timed(steps[kind])
@@ -207,18 +216,19 @@ def measure_training(placement: Placement, tiny: bool) -> Iterator[Row]:
                 }
 
 
-def measure_decoding(placement: Placement, tiny: bool) -> Iterator[Row]:
+def measure_decoding(placement: Placement, batches: dict[int, int]) -> Iterator[Row]:
     """Tokens per second of a batch, and of a single text, that go on from a prompt of half a window."""
-    ways: dict[str, dict[str, bool]] = (
-        {"plain": {}} if tiny else {"plain": {}, "recorded": {}, "recorded, compiled": {"compiled": True}}
-    )
-    for T, batch in ((64, 2),) if tiny else ((512, DECODED_BATCH), (2048, DECODED_BATCH), (2048, 1)):
+    if placement.device.type == "cuda":
+        ways = {"recorded, compiled": {"compiled": True}, "recorded": {}, "plain": {}}
+        shapes = [(T, DECODED_BATCH, ways) for T in batches] + [(max(batches), 1, {"recorded": {}, "plain": {}})]
+    else:
+        shapes = [(T, batch, {"plain": {}}) for T, batch in batches.items()]
+    for T, batch, ways in shapes:
         for way, options in ways.items():
             torch.compiler.reset()
             tokens = (T // 2 - 1) // (ROUNDS + 1)  # of a round; all rounds end within the window
             decoders = {
-                kind: _decoder(_model(kind, T, placement, tiny), placement, batch, tokens, way, options)
-                for kind in KINDS
+                kind: _decoder(_model(kind, T, placement), placement, batch, tokens, way, options) for kind in KINDS
             }
             seconds = _interleaved(decoders, ROUNDS)
             for kind in KINDS:
@@ -233,9 +243,11 @@ def measure_decoding(placement: Placement, tiny: bool) -> Iterator[Row]:
                 }
 
 
-def _model(kind: str, T: int, placement: Placement, tiny: bool) -> LanguageModel:
+def _model(kind: str, T: int, placement: Placement) -> LanguageModel:
     torch.manual_seed(0)
-    config = ModelConfig(kind=kind, init="gpt2", context_length=T, **(TINY if tiny else FULL))
+    config = ModelConfig(
+        kind=kind, init="gpt2", context_length=T, **(FULL if placement.device.type == "cuda" else TINY)
+    )
     return build_model(config).to(placement.device)
 
 
@@ -244,9 +256,9 @@ def _step(model: LanguageModel, loss: Callable, batch: int, placement: Placement
     optimizer = make_optimizer(model, train)
     shape = (batch, model.config.context_length + 1)
     windows = Batch.of_windows(np.random.default_rng(0).integers(0, model.config.vocab_size, shape))
+    model.train()
 
     def step() -> None:
-        model.train()
         update(model, optimizer, train, 1e-5, backward(model, windows, train, placement, loss))
 
     return step

@@ -7,6 +7,7 @@ import torch
 from tiny_models import tiny_model, tiny_tokens
 
 from mosaic_cli import decoding
+from mosaic_cli.core import ops
 from mosaic_cli.core.cache import FixedPairs
 from mosaic_cli.device import choose_placement
 from mosaic_cli.probes.edits import Change, edited
@@ -47,6 +48,7 @@ def test_recorded_steps_say_what_plain_ones_say(kind, changes, prompt, monkeypat
     model = tiny_model(kind, **changes).eval()
     texts = torch.tensor([tiny_tokens(12), tiny_tokens(12, seed=2)])
     plain, length = _after(model, texts, prompt, lambda *known: decoding.plain_step(*known, PLACEMENT))
+    monkeypatch.setattr(ops.kernels, "serves", lambda x: x.dim() == 3)  # slots are read as on a GPU
     recorded, same_length = _after(model, texts, prompt, _recorded(recordings := []))
     torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
     assert length == same_length == 12 and len(recordings) > 1
@@ -66,6 +68,20 @@ def test_pairs_are_read_by_shares_and_only_those_that_are_there():
             found = attend_stored(queries, keys, values, scale, torch.tensor([stored - 1]))
             torch.testing.assert_close(found, weights @ values[:, :, :stored], rtol=1e-5, atol=1e-6)
         keys, values = torch.randn(2, 3, S, 5), torch.randn(2, 3, S, 5)
+
+
+@needs_triton
+@pytest.mark.parametrize("B", [1, 20, 65])
+def test_slots_are_read_by_shares(B, monkeypatch):
+    from mosaic_cli.core.kernels import decoding as kernels
+
+    H, M, D = 3, 150, 5
+    monkeypatch.setattr(kernels, "SLOTS", 64)
+    queries, keys, values = torch.randn(B, H, 1, D), torch.randn(H, M, D), torch.randn(H, M, D)
+    beta, alpha = torch.tensor([0.5, 2.0, 30.0]), torch.tensor([1.0, 0.1, 3.0])
+    found = kernels.attend_slots(queries, keys, values, beta, alpha)
+    slow = ops.slot_read(queries, keys, values, beta, alpha)
+    torch.testing.assert_close(found, slow, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "changes"), V1)

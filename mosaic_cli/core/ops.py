@@ -229,7 +229,12 @@ def slot_read(
         (B, H, T, D) in the dtype of products.
     """
     B, H, T, D = queries.shape
-    dtype, beta, alpha = kernels.product_dtype(values), beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
+    dtype = kernels.product_dtype(values)
+    if T == 1 and not dropout and kernels.serves(values) and not torch.is_grad_enabled():
+        from mosaic_cli.core.kernels import decoding
+
+        return decoding.attend_slots(queries, keys.to(dtype), values.to(dtype), beta, alpha)
+    beta, alpha = beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
     if T == 1 and not dropout and queries.device.type == "cpu" and not torch.is_grad_enabled():
         # decoding: two plain products for all texts of the batch take fewer steps than the fused one
         asked = (queries.squeeze(2).transpose(0, 1) * beta).to(dtype)  # (H, B, D)
@@ -263,7 +268,8 @@ def attend(
 
     On a CPU our own loops do it in two cases: no fused kernel drops weights there, and torch's own way spends most of
     the time on random numbers; and those for bfloat16 are slow, as are causal ones for float32. Pairs that lie turned
-    (`layout`) are read by plain products if there is one query, and else are turned back.
+    (`layout`) are read by plain products if there is one query, and else are turned back. So are pairs on a GPU, where
+    a library that plans its attention anew for each number of pairs takes ten times as long over it (docs/log.md).
 
     On a GPU keys and values may be buffers with room for more pairs than there are: then `newest` (1,) is the place of
     the newest one, there is one query, and nothing is dropped.
@@ -281,9 +287,10 @@ def attend(
         return attention.attend(queries, keys, values, scale)
     if isinstance(scale, Tensor):
         queries, keys, scale = (queries * scale[..., None]).to(values.dtype), keys.to(values.dtype), 1.0
-    if layout.is_turned(keys):
-        if queries.shape[2] == 1 and not dropout:
-            return _attend_by_products(queries if scale == 1 else queries * scale, keys, values)
+    turned = layout.is_turned(keys)
+    if queries.shape[2] == 1 and not dropout and (turned or keys.is_cuda):
+        return _attend_by_products(queries if scale == 1 else queries * scale, keys, values)
+    if turned:
         keys, values = keys.contiguous(), values.contiguous()
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
@@ -295,5 +302,5 @@ def attend(
 def _attend_by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The same (B, H, 1, D) for a single query, already scaled, that reads all pairs."""
     asked, keys, values = (tensor.flatten(0, 1) for tensor in (queries, keys, values))  # (B * H, 1 or S, D)
-    weights = torch.softmax(torch.bmm(asked, keys.mT), dim=-1)  # (B * H, 1, S)
+    weights = torch.softmax(torch.bmm(asked, keys.mT), dim=-1).to(values.dtype)  # (B * H, 1, S)
     return torch.bmm(weights, values).view(queries.shape)

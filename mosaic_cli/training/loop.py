@@ -140,12 +140,13 @@ class Trainer:
 
     def _step(self) -> tuple[float, float, float, float]:
         started = time.perf_counter()
-        self.model.train()
+        if not self.model.training:  # which takes a GPU's host a millisecond to say to all modules
+            self.model.train()
         rate = learning_rate(self.state.step, self.train)
         self.model.begin_step(self.train.seed, self.state.step)
         loss = backward(self.model, batch := next(self.batches), self.train, self.placement, self.loss)
         try:
-            norm = update(self.model, self.optimizer, self.train, rate, loss)
+            loss, norm = update(self.model, self.optimizer, self.train, rate, loss)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"step {self.state.step + 1}: {error.message}", where=error.where, hint=error.hint
@@ -229,8 +230,8 @@ def backward(
     train: TrainSection,
     placement: Placement,
     loss: Callable[[LanguageModel, Tensor, Tensor], Tensor] = training_loss,
-) -> float:
-    """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss in nats per token.
+) -> Tensor:
+    """Add up the gradients of a batch's mean loss over its micro-batches; returns that loss (), in nats per token.
 
     `loss` is `training_loss` or what it was compiled to.
     """
@@ -241,4 +242,4 @@ def backward(
             part = loss(model, inputs, targets) / batch.asked
         part.backward()
         total += part.detach()
-    return total.item()
+    return total

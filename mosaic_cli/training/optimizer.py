@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mosaic_cli.errors import NonFiniteError
 from mosaic_cli.recipe import TrainSection
@@ -21,24 +21,42 @@ def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainSection, learning_rate: float, loss: float = 0.0
-) -> float:
-    """Clip the gradients, take one optimizer step and clear them; returns their norm before clipping.
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: TrainSection,
+    learning_rate: float,
+    loss: Tensor | None = None,
+) -> tuple[float, float]:
+    """Clip the gradients, take one optimizer step and clear them; returns the loss (), if given, and the norm of the
+    gradients before clipping, which are fetched from the device together: a GPU is waited for once.
 
     Raises:
         NonFiniteError: the loss or the norm is not finite; the weights are left as they were.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    total = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-    norm = total.item()
-    check_finite("loss {:g}, gradient norm {:g}", loss, norm)
-    if train.grad_clip and norm > train.grad_clip:
-        nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, total)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    optimizer.step()
+    total = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if total.is_cuda:
+        _step_on_device(optimizer, total if loss is None else total + loss, total, train.grad_clip)
+    loss, norm = torch.stack([torch.zeros_like(total) if loss is None else loss.to(total), total]).tolist()
+    check_finite("loss {:g}, gradient norm {:g}", loss, norm)
+    if not total.is_cuda:
+        if train.grad_clip and norm > train.grad_clip:
+            nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, total)
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return loss, norm
+
+
+def _step_on_device(optimizer: torch.optim.Optimizer, figures: Tensor, norm: Tensor, grad_clip: float | None) -> None:
+    """Clip and take a step, or none where the figures are not finite, without waiting for the device to say which: it
+    has that work before the host knows the figures. By the two attributes with which torch's `GradScaler` has a fused
+    optimizer divide gradients and skip a step."""
+    optimizer.grad_scale = ((norm + 1e-6) / grad_clip).clamp(min=1) if grad_clip else None
+    optimizer.found_inf = (~figures.isfinite()).float()
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
 
 
 def check_finite(message: str, *figures: float) -> None:

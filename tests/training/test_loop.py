@@ -62,7 +62,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(kind, micro_batch_si
     expected = next_token_loss(whole(batch[:, :-1]), batch[:, 1:])
     expected.backward()
     train = TrainSection(batch_size=6, micro_batch_size=micro_batch_size)
-    assert backward(parts, Batch.of_windows(windows), train, PLACEMENT) == pytest.approx(expected.item(), rel=1e-6)
+    assert backward(parts, Batch.of_windows(windows), train, PLACEMENT).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
     for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 

@@ -6,8 +6,8 @@ Shapes as in `ops`: x (B, T, H, D). Rows (B, T, H, D) are keys or averages as th
 is many programs with little to wait for. A text is cut into segments of SEGMENT tokens, and each program has one of
 them, of one head. Its state before the first token is made of the ends of the segments before: the averages that each
 makes by itself, which a first kernel writes. So x is read twice, the second time mostly from the GPU's cache. Inside a
-segment, TILE tokens at a time are one product with a TILE x TILE matrix of decays, the same for all tiles; three TF32
-products keep float32's precision. The gradient is the same recurrence run from the last token to the first.
+segment, TILE tokens at a time are one product with a TILE x TILE matrix of decays, the same for all tiles. The gradient
+is the same recurrence run from the last token to the first.
 
 docs/equations.md has the derivation; `core.leaky` says the same in PyTorch.
 """
@@ -18,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-SEGMENT = 128  # tokens of a program
-TILE = 16  # tokens averaged by one matrix; at least 16 for the matrix units
-NUM_WARPS = 4
+SEGMENT = 64  # tokens of a program: with one warp, as measured fastest forward and back on an H200 (docs/log.md)
+TILE = 16  # tokens averaged by one matrix; the least that the matrix units take
+NUM_WARPS = 1
+ENDS = tl.constexpr(16)  # of segments, put together at once
 
 
 def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
@@ -44,9 +45,9 @@ def _leaky_rows(
     lengths = torch.empty(B, T, H, dtype=torch.float32, device=x.device)
     ends = torch.empty(B, n, H, D, dtype=torch.float32, device=x.device)
     if n > 1:
-        wrap_triton(_ends_kernel)[(B * H, n - 1)](x, rate, ends, T, n, H, D, *x.stride()[:3], **_launch(D))
+        wrap_triton(_keys_ends_kernel)[(B * H, n - 1)](x, rate, ends, T, n, H, D, *x.stride()[:3], **_launch(D))
     first = ends if state is None else state.float().contiguous()
-    wrap_triton(_forward_kernel)[(B * H, n)](
+    wrap_triton(_keys_forward_kernel)[(B * H, n)](
         x, rate, first, ends, rows, lengths, T, n, H, D, *x.stride()[:3], state is not None, normalise, **_launch(D)
     )
     return rows, lengths
@@ -63,10 +64,10 @@ def _leaky_rows_backward(
     by_rate = torch.empty(B, n, H, dtype=torch.float32, device=rows.device)
     begins = torch.empty(B, n, H, D, dtype=torch.float32, device=rows.device)
     if n > 1:
-        wrap_triton(_begins_kernel)[(B * H, n - 1)](
+        wrap_triton(_keys_begins_kernel)[(B * H, n - 1)](
             gradient, rows, lengths, rate, begins, T, n, H, D, *gradient.stride()[:3], normalise, **_launch(D)
         )
-    wrap_triton(_backward_kernel)[(B * H, n)](
+    wrap_triton(_keys_backward_kernel)[(B * H, n)](
         gradient,
         rows,
         lengths,
@@ -122,6 +123,29 @@ def _places(T, H, D, first, TILE: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _decayed(weights, rows, more, like):
+    """weights @ rows + more, as exact as numbers `like` these need: where they are halves, one product in TF32, which
+    rounds to 11 bits, else three of them."""
+    if like.dtype.element_ty == tl.float32:
+        return tl.dot(weights, rows, more, input_precision="tf32x3")
+    else:
+        return tl.dot(weights, rows, more, input_precision="tf32")
+
+
+@triton.jit
+def _folded(ends, decay, b, h, n, H, D, nearest, step, count, WIDTH: tl.constexpr):
+    """ends[nearest] + exp(-decay) ends[nearest + step] + exp(-2 decay) ends[nearest + 2 step] .. (WIDTH,): `count`."""
+    columns = tl.arange(0, WIDTH)[None, :]
+    folded = tl.zeros([WIDTH], tl.float32)
+    for first in range(0, count, ENDS):
+        i = first + tl.arange(0, ENDS)[:, None]
+        place = (b * n + nearest + i * step) * H + h
+        end = tl.load(ends + place * D + columns, mask=(i < count) & (columns < D), other=0.0)
+        folded += tl.sum(end * tl.exp(-decay * i), axis=0)
+    return folded
+
+
+@triton.jit
 def _by_averages(
     gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head,
     NORMALISE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
@@ -138,7 +162,7 @@ def _by_averages(
 
 
 @triton.jit
-def _ends_kernel(
+def _keys_ends_kernel(
     x, rate, ends, T, n, H, D, x_batch, x_token, x_head,
     SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -159,21 +183,19 @@ def _ends_kernel(
 
 
 @triton.jit
-def _forward_kernel(
+def _keys_forward_kernel(
     x, rate, state, ends, rows, lengths, T, n, H, D, x_batch, x_token, x_head,
-    HAS_STATE: tl.constexpr, NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_STATE: tl.constexpr, NORMALISE: tl.constexpr,
+    SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = program // H, program % H
     rho = tl.load(rate + h)
     width = tl.arange(0, WIDTH)
-    average = tl.zeros([WIDTH], tl.float32)
+    average = _folded(ends, rho * SEGMENT, b, h, n, H, D, segment - 1, -1, segment, WIDTH)
     if HAS_STATE:
-        average = tl.load(state + program * D + width, mask=width < D, other=0.0)
-    fade = tl.exp(-rho * SEGMENT)
-    for before in range(segment):
-        end = tl.load(ends + ((b * n + before) * H + h) * D + width, mask=width < D, other=0.0)
-        average = average * fade + end
+        first = tl.load(state + program * D + width, mask=width < D, other=0.0)
+        average += first * tl.exp(-rho * SEGMENT * segment)
     place = tl.arange(0, TILE)
     steps = place[:, None] - place[None, :]
     weights = tl.where(steps >= 0, tl.exp(-rho * tl.maximum(steps, 0)), 0.0)
@@ -181,7 +203,7 @@ def _forward_kernel(
     for tile in range(SEGMENT // TILE):
         t, columns, here = _places(T, H, D, segment * SEGMENT + tile * TILE, TILE, WIDTH)
         new = tl.load(x + b * x_batch + t * x_token + h * x_head + columns, mask=here, other=0.0)
-        averages = tl.dot(weights, new.to(tl.float32), input_precision="tf32x3") + fades * average[None, :]
+        averages = _decayed(weights, new.to(tl.float32), fades * average[None, :], x)
         average = tl.sum(tl.where(place[:, None] == TILE - 1, averages, 0.0), axis=0)
         places = (b * T + t) * H + h
         if NORMALISE:
@@ -192,7 +214,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _begins_kernel(
+def _keys_begins_kernel(
     gradient, rows, lengths, rate, begins, T, n, H, D, g_batch, g_token, g_head,
     NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -214,19 +236,15 @@ def _begins_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _keys_backward_kernel(
     gradient, rows, lengths, rate, begins, by_x, by_rate, T, n, H, D, g_batch, g_token, g_head,
     NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = program // H, program % H
     rho = tl.load(rate + h)
-    width = tl.arange(0, WIDTH)
-    later = tl.zeros([WIDTH], tl.float32)  # the gradient by the first token after those at hand
-    fade = tl.exp(-rho * SEGMENT)
-    for back in range(n - 1 - segment):
-        begin = tl.load(begins + ((b * n + n - 1 - back) * H + h) * D + width, mask=width < D, other=0.0)
-        later = later * fade + begin
+    # the gradient by the first token after those at hand
+    later = _folded(begins, rho * SEGMENT, b, h, n, H, D, segment + 1, 1, n - 1 - segment, WIDTH)
     place = tl.arange(0, TILE)
     steps = place[None, :] - place[:, None]
     weights = tl.where(steps >= 0, tl.exp(-rho * tl.maximum(steps, 0)), 0.0)
@@ -238,7 +256,7 @@ def _backward_kernel(
         by_averages = _by_averages(
             gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head, NORMALISE, TILE, WIDTH
         )
-        by_new = tl.dot(weights, by_averages, input_precision="tf32x3") + fades * later[None, :]
+        by_new = _decayed(weights, by_averages, fades * later[None, :], rows)
         later = tl.sum(tl.where(place[:, None] == 0, by_new, 0.0), axis=0)
         places = (b * T + t) * H + h
         tl.store(by_x + places * D + columns, by_new.to(by_x.dtype.element_ty), mask=here)

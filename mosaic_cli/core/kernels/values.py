@@ -24,7 +24,7 @@ def _peeked_rows(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     B, T, H, D = content.shape
     content = content.contiguous()
     rows = torch.empty(B, T - 1, H, D, dtype=content.dtype, device=content.device)
-    wrap_triton(_forward_kernel)[(B * H, triton.cdiv(T - 1, TILE))](
+    wrap_triton(_values_forward_kernel)[(B * H, triton.cdiv(T - 1, TILE))](
         content, gamma.float(), alpha.float(), rows, T, H, D, **_launch(D)
     )
     return rows
@@ -38,7 +38,7 @@ def _peeked_rows_backward(
     gradient, content, n = gradient.contiguous(), content.contiguous(), triton.cdiv(T, TILE)
     by_content = torch.empty(B, T, H, D, dtype=content.dtype, device=content.device)
     sums = torch.empty(2, B, n, H, dtype=torch.float32, device=content.device)  # by gamma and alpha, of each program
-    wrap_triton(_backward_kernel)[(B * H, n)](
+    wrap_triton(_values_backward_kernel)[(B * H, n)](
         gradient, content, gamma.float(), alpha.float(), by_content, sums[0], sums[1], T, H, D, **_launch(D)
     )
     by_gamma, by_alpha = sums.sum(dim=(1, 2)).unbind()
@@ -72,7 +72,7 @@ def _load(rows, b, t, h, T, H, D, TILE: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(content, gamma, alpha, rows, T, H, D, TILE: tl.constexpr, WIDTH: tl.constexpr):
+def _values_forward_kernel(content, gamma, alpha, rows, T, H, D, TILE: tl.constexpr, WIDTH: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
     t, columns = tl.program_id(1) * TILE + tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]
@@ -105,7 +105,7 @@ def _by_mixed(gradient, content, b, t, h, g, a, T, H, D, TILE: tl.constexpr, WID
 
 
 @triton.jit
-def _backward_kernel(
+def _values_backward_kernel(
     gradient, content, gamma, alpha, by_content, by_gamma, by_alpha, T, H, D, TILE: tl.constexpr, WIDTH: tl.constexpr
 ):
     program, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
