@@ -40,7 +40,7 @@ from mosaic_cli.training.optimizer import make_optimizer, update
 KINDS = ("transformer", "mosaic")
 FULL = {"num_layers": 12, "num_heads": 12, "d_model": 768, "vocab_size": 50304}
 TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "vocab_size": 64}
-BATCHES = {512: 32, 2048: 8}  # tokens of a window, and windows of a step
+BATCHES = {512: 64, 2048: 16}  # tokens of a window, and windows of a step
 DECODED_BATCH = 64
 ROUNDS = 7
 Row = dict[str, object]
