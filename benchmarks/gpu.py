@@ -147,7 +147,8 @@ def _checked(what: str, fast: Callable, slow: Callable, inputs: tuple[torch.Tens
         torch.autograd.grad(found, inputs, weights), torch.autograd.grad(truth, exact, weights.double()), strict=True
     )
     errors = [_error(a, b) for a, b in pairs]
-    return {"what": what, "errors": errors, "right": max(errors) < (1e-4 if inputs[0].dtype == torch.float32 else 2e-2)}
+    # the gradients by scalars are sums of 10^5 terms of either sign, of which little may be left
+    return {"what": what, "errors": errors, "right": max(errors) < (1e-3 if inputs[0].dtype == torch.float32 else 2e-2)}
 
 
 def _error(found: torch.Tensor, truth: torch.Tensor) -> float:

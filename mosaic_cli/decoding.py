@@ -22,13 +22,16 @@ READS = (PairRead, SlotRead, CausalRead)  # that do the same whatever the token
 Step = Callable[[], Tensor]
 
 
-def step_by_step(model: LanguageModel, cache: object, placement: Placement) -> Callable[[Tensor], Tensor]:
+def step_by_step(
+    model: LanguageModel, cache: object, placement: Placement, compiled: bool = False
+) -> Callable[[Tensor], Tensor]:
     """A function from each text's next token (B,) to the logits after it (B, V), which goes on from what was read.
 
-    The logits are only good until the next call. On a GPU the cache belongs to the function from now on.
+    The logits are only good until the next call. Where steps are recorded, the cache belongs to the function from now
+    on, and they may be compiled too: see `RecordedStep`.
     """
-    if placement.device.type == "cuda" and records(model):
-        return RecordedStep(model, cache, placement)
+    if records(model, placement.device):
+        return RecordedStep(model, cache, placement, compiled=compiled)
     return plain_step(model, cache, placement)
 
 
@@ -43,14 +46,16 @@ def plain_step(model: LanguageModel, cache: object, placement: Placement) -> Cal
     return step
 
 
-def records(model: LanguageModel) -> bool:
-    """Whether steps of a model can be recorded: a transformer's, and a mosaic's that reads all earlier pairs with the
-    same bandwidth (v1), with memories as they were trained. Those of v2, and edited ones, depend on the number of
-    tokens in other ways."""
+def records(model: LanguageModel, device: torch.device) -> bool:
+    """Whether steps of a model are recorded there: on a GPU with Triton, those of a transformer, and of a mosaic that
+    reads all earlier pairs with the same bandwidth (v1), with memories as they were trained. Those of v2, and edited
+    ones, depend on the number of tokens in other ways."""
+    if device.type != "cuda" or not kernels.HAS_TRITON:
+        return False
     config = model.config
     v1 = config.windows == "full" and config.bandwidth == "fixed" and config.key_extractor != "gated"
     reads = [module.read for module in model.modules() if hasattr(module, "read")]
-    return kernels.HAS_TRITON and (config.kind == "transformer" or v1) and all(type(r) in READS for r in reads)
+    return (config.kind == "transformer" or v1) and all(type(read) in READS for read in reads)
 
 
 def cuda_graph(step: Step) -> Step:

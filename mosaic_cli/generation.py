@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.decoding import step_by_step
+from mosaic_cli.decoding import records, step_by_step
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import UsageError
 
@@ -77,6 +77,7 @@ def generate(
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
     seed: int = 0,
+    compiled: bool = False,
 ) -> Iterator[list[int]]:
     """Continue a prompt, yielding the next token of each sample as it is drawn.
 
@@ -88,12 +89,20 @@ def generate(
         prompt: at least one token.
         num_samples: continuations written side by side (the batch).
         seed: of the draws, which leave torch's global generator alone.
+        compiled: compile the step of decoding, where steps are recorded.
 
     Raises:
-        UsageError: an empty prompt; with a transformer, more tokens than its context length.
+        UsageError: an empty prompt; with a transformer, more tokens than its context length; steps to be compiled that
+            are not recorded.
     """
     if not prompt:
         raise UsageError("the prompt holds no token", hint='Give some text: mosaic generate --ckpt RUN "Once upon"')
+    if compiled and not records(model, placement.device):
+        raise UsageError(
+            "only recorded steps are compiled: on a GPU with Triton, of a transformer or a mosaic v1, nothing edited",
+            where="--compile",
+            hint="Leave --compile out.",
+        )
     if model.config.kind == "transformer" and len(prompt) + max_new_tokens - 1 > model.config.context_length:
         raise UsageError(
             f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit the transformer's context "
@@ -111,7 +120,7 @@ def generate(
         logits = _read(model, torch.tensor([prompt], device=placement.device), cache, placement)
         if num_samples > 1:  # the prompt is read once, whatever the number of samples
             cache, logits = cache.repeat(num_samples), logits.expand(num_samples, -1)
-        after = step_by_step(model, cache, placement)
+        after = step_by_step(model, cache, placement, compiled)
         for step in range(max_new_tokens):
             drawn = sample(logits, sampling, generator)
             yield drawn.tolist()
@@ -159,6 +168,7 @@ class Writer:
         sampling: Sampling | None = None,
         seed: int = 0,
         stop: tuple[str, ...] = (),
+        compiled: bool = False,
     ):
         if "" in stop:
             raise UsageError("a stop text is empty", where="--stop", hint="Leave it out to write to the full length.")
@@ -182,6 +192,7 @@ class Writer:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=seed,
+            compiled=compiled,
         )
 
     def __iter__(self) -> Iterator[list[str]]:

@@ -1,12 +1,14 @@
 """What `make bench` compares is comparable: equal weights, caches that change nothing, and nothing left out unsaid."""
 
 import importlib.util
+import json
 import math
+import sys
 
 import pytest
 import torch
 
-from benchmarks import counts, report
+from benchmarks import counts, gpu, report
 from benchmarks.measure import TINIEST, interleaved, ratio
 from benchmarks.systems import BUILDERS, PACKAGES, SIZES, build
 from mosaic_cli.core.config import ModelConfig
@@ -82,3 +84,11 @@ def test_a_missing_peer_is_named_in_the_table(capsys):
     out = capsys.readouterr().out
     assert "**x-transformers was not installed and not measured.**" in out
     assert "| train | tiny | 64 | 1 | mosaic | 9 | 64 | 50% |" in out
+
+
+def test_the_benchmark_for_gpus_walks_through_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--device", "cpu", "--out", str(tmp_path / "gpu.json")])
+    gpu.main()
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert {row["what"] for row in rows} == {"check", "matrix product", "train", "decode"}
+    assert {row["system"] for row in rows if row["what"] == "decode"} == {"mosaic plain", "transformer plain"}

@@ -12,7 +12,7 @@ from mosaic_cli.core.cache import FixedPairs
 from mosaic_cli.device import choose_placement
 from mosaic_cli.probes.edits import Change, edited
 
-PLACEMENT = choose_placement("cpu", "float32")
+PLACEMENT, GPU = choose_placement("cpu", "float32"), torch.device("cuda")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 V1 = [
     ("mosaic", {}),
@@ -88,11 +88,11 @@ def test_slots_are_read_by_shares(B, monkeypatch):
 def test_which_models_are_recorded(kind, changes, monkeypatch):
     monkeypatch.setattr(decoding.kernels, "HAS_TRITON", True)
     model = tiny_model(kind, **changes)
-    assert decoding.records(model)
+    assert decoding.records(model, GPU) and not decoding.records(model, PLACEMENT.device)
     with edited(model, {(0, "ctx" if kind == "mosaic" else "att"): Change()}):
-        assert not decoding.records(model)
+        assert not decoding.records(model, GPU)
     monkeypatch.setattr(decoding.kernels, "HAS_TRITON", False)
-    assert not decoding.records(model)
+    assert not decoding.records(model, GPU)
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_which_models_are_recorded(kind, changes, monkeypatch):
 )
 def test_what_depends_on_the_number_of_tokens_is_not_recorded(changes, monkeypatch):
     monkeypatch.setattr(decoding.kernels, "HAS_TRITON", True)
-    assert not decoding.records(tiny_model("mosaic", **changes))
+    assert not decoding.records(tiny_model("mosaic", **changes), GPU)

@@ -126,3 +126,8 @@ def test_an_empty_prompt_begins_a_document():
     pieces = list(writer)
     assert writer.prompt_ids == [0] and len(writer.samples()) == 2
     assert ["".join(column) for column in zip(*pieces, strict=True)] == [s.text for s in writer.samples()]
+
+
+def test_compiling_steps_that_are_not_recorded_is_refused():
+    with pytest.raises(UsageError, match="only recorded steps"):
+        next(generate(_model(), [1], PLACEMENT, compiled=True))

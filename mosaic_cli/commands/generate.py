@@ -32,6 +32,9 @@ def generate(
         Path | None, typer.Option(metavar="FILE", help="Write with the memories of the prompt edited as the file says.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the step of decoding: on a GPU, for long texts; takes a while.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -61,6 +64,7 @@ def generate(
         sampling=sampling,
         seed=seed,
         stop=tuple(stop or ()),
+        compiled=compiled,
     )
     edits = load_edits(edit, trained.tokenizer) if edit else []
     stream = n == 1 and not json

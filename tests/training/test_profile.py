@@ -40,7 +40,7 @@ def test_the_parts_are_the_model_s_and_add_up(kind, parts):
 def test_time_goes_to_the_part_that_takes_it():
     class Slow(torch.nn.Module):  # by few long operations: what autograd does between operations belongs to no part
         def forward(self, x):
-            return (x.unsqueeze(-1) * torch.ones(2**14)).exp().mean(-1)
+            return (x.unsqueeze(-1) * torch.ones(2**15)).exp().mean(-1)
 
     config = {"num_layers": 2, "num_heads": 2, "d_model": 8, "num_slots": 4, "context_length": 16, "vocab_size": 11}
     model = build_model(ModelConfig(**config))
