@@ -1,12 +1,14 @@
 """Kernels checked and measured on a GPU, and the mosaic's speed there beside the transformer's of equal size.
 
     python -m benchmarks.gpu [--only PART ...] [--windows T ...] [--out benchmarks/gpu.json]
+    python -m benchmarks.gpu --page
 
-Parts: `check`, the kernels against PyTorch in float64; `kernels`, their share of copy bandwidth; `train`, whole steps
-at 124 M parameters, eager and compiled, as tokens per second and as a share of the matrix rate measured in the same
-run; `decode`, a token of a batch, plainly, by recorded steps, and by recorded steps that are compiled. Systems run in
-turn, several rounds. Takes some five minutes on one H200, most of it compilation. `--tiny --device cpu` walks through
-everything but kernels, compiling and recording in small, to see that the script runs.
+Parts: `check`, the kernels against PyTorch in float64, and a small model on the device against the CPU; `kernels`,
+their share of copy bandwidth; `train`, whole steps at 124 M parameters, compiled and eager, as tokens per second and as
+a share of the matrix rate measured in the same run; `decode`, a token of a batch by recorded steps that are compiled,
+by recorded steps, and plainly. Systems run in turn, several rounds. Takes some five minutes on one H200, most of it
+compilation; `--windows` takes one length of windows, so that parts can be prepared side by side. `--tiny --device cpu`
+walks through everything but kernels, compiling and recording in small, to see that the script runs.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.report import write_gpu_tables
 from mosaic_cli.core import kernels, ops
 from mosaic_cli.core import leaky as plain
 from mosaic_cli.core.config import ModelConfig
@@ -55,7 +58,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART")
     parser.add_argument("--windows", nargs="+", type=int, choices=BATCHES, default=list(BATCHES), metavar="T")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.json")
+    parser.add_argument("--page", action="store_true", help="only write what --out holds into docs/performance.md")
     arguments = parser.parse_args()
+    if arguments.page:
+        write_gpu_tables(json.loads(arguments.out.read_text()))
+        return
     if arguments.device == "cpu" and not arguments.tiny:
         parser.error("the sizes are a GPU's: with --device cpu give --tiny")
     if arguments.device != "cpu" and not torch.cuda.is_available():
@@ -118,6 +125,29 @@ def check_kernels(placement: Placement, batches: dict[int, int]) -> Iterator[Row
         exact = ops.slot_read(*(tensor.double() for tensor in (queries, *slots, beta, alpha)))
         error = _error(read, exact)
         yield {"what": "check read of slots", "errors": [error], "right": error < tolerance, "texts": texts}
+
+    yield from _check_model(placement)
+
+
+def _check_model(placement: Placement) -> Iterator[Row]:
+    """A small model's logits, whole and by recorded steps behind a prompt, beside those of float64 on the CPU."""
+    T, prompt, exactly = 300, 200, Placement(placement.device, torch.float32, "to be compared")
+    for kind in KINDS:
+        torch.manual_seed(0)
+        config = {"num_layers": 2, "num_heads": 4, "d_model": 256, "vocab_size": 512, "context_length": T}
+        model = build_model(ModelConfig(kind=kind, init="gpt2", **config)).eval()
+        tokens = torch.randint(0, 512, (3, T))
+        with torch.inference_mode():
+            exact = model.double()(tokens)
+            model.float().to(placement.device)
+            on_device = tokens.to(placement.device)
+            cache, whole = model.make_cache(), model(on_device)
+            model(on_device[:, :prompt], cache)
+            step = RecordedStep(model, cache, exactly)
+            stepwise = torch.stack([step(token).clone() for token in on_device[:, prompt:].T], dim=1)
+        for way, logits, truth in (("whole", whole, exact), ("recorded steps", stepwise, exact[:, prompt:])):
+            error = _error(logits.cpu(), truth)
+            yield {"what": f"check {kind}, {way}", "errors": [error], "right": error < 1e-4}
 
 
 def _averages(x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "performance.md"
 FIGURE = DOCS / "figures" / "performance"
 COMMAND = "python -m benchmarks.run --page"
+GPU_COMMAND = "python -m benchmarks.gpu --page"
 COLOURS = {
     "mosaic": "#c1440e",
     "mosaic v2": "#e0983a",
@@ -96,6 +97,57 @@ def _ratio(ratios: dict[str, float], name: str) -> str:
 def _markdown(head: list[str], texts: int, lines: Iterable[list[str]]) -> str:
     rule = ["---" if column < texts or name == "system" else "---:" for column, name in enumerate(head)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+
+
+def write_gpu_tables(report: dict) -> None:
+    """Put what `benchmarks.gpu` measured between the page's marks."""
+    rows = {what: [row for row in report["rows"] if row["what"].startswith(what)] for what in ("train", "decode")}
+    kernels = [row for row in report["rows"] if "forward_share_of_copy" in row]
+    (matrix, *_), (copy, *_) = (
+        [row[name] for row in report["rows"] if name in row] for name in ("operations_per_second", "bytes_per_second")
+    )
+    train = (
+        [
+            row["system"],
+            f"{row['T']:,} x {row['batch']}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['share_of_matrix_rate']:.0%}",
+            f"{row['ratio_to_transformer']:.2f}",
+        ]
+        for row in rows["train"]
+    )
+    decode = (
+        [
+            row["system"],
+            str(row["batch"]),
+            f"{row['from']:,} to {row['to']:,}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['ratio_to_transformer']:.2f}",
+        ]
+        for row in rows["decode"]
+    )
+    moved = (
+        [
+            row["what"].removeprefix("kernel of "),
+            f"{row['T']:,} x {row['batch']}",
+            *(
+                f"{row[f'{way}_seconds'] * 1e6:.0f} us, {row[f'{way}_share_of_copy']:.0%}"
+                for way in ("forward", "backward")
+            ),
+        ]
+        for row in kernels
+    )
+    text = [
+        f"{report['device']}, torch {report['torch']}, bfloat16. Product of two matrices of side 8,192: "
+        f"{matrix / 1e12:.0f} TFLOP/s; copy of 1 GB, read and written: {copy / 1e12:.2f} TB/s.",
+        "Training at 124 M:",
+        _markdown(["system", "T x windows", "tokens/s", "of the matrix rate", "x transformer"], 2, train),
+        "Decoding at 124 M:",
+        _markdown(["system", "texts", "behind", "tokens/s", "x transformer"], 3, decode),
+        "Kernels, and the bytes that must move as a share of what copying reaches:",
+        _markdown(["of", "T x windows", "forward", "backward"], 2, moved),
+    ]
+    write_between(PAGE, GPU_COMMAND, "\n\n".join(text))
 
 
 def has_growth(results: dict) -> bool:
