@@ -5,6 +5,7 @@ them all at once. It needs the same shapes and the same memory for every token: 
 (`FixedPairs`), how many there are is a number on the device, and what each token replaces is written back to its place.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -116,7 +117,9 @@ class RecordedStep:
         return logits
 
     def _make_room(self) -> None:
-        self._capacity = FixedPairs.capacity_for(self._stored + 1)
+        config = self.model.config
+        most = config.context_length if config.kind == "transformer" else math.inf  # beyond it the step says so
+        self._capacity = min(FixedPairs.capacity_for(self._stored + 1), most)
         self.cache.make_room(self._capacity)
         kept = [self._newest, *(getattr(owner, name) for owner, name in _replaced(self.cache))]
         before = [tensor.clone() for tensor in kept]

@@ -10,6 +10,7 @@ from mosaic_cli import decoding
 from mosaic_cli.core import ops
 from mosaic_cli.core.cache import FixedPairs
 from mosaic_cli.device import choose_placement
+from mosaic_cli.errors import UsageError
 from mosaic_cli.probes.edits import Change, edited
 
 PLACEMENT, GPU = choose_placement("cpu", "float32"), torch.device("cuda")
@@ -52,6 +53,16 @@ def test_recorded_steps_say_what_plain_ones_say(kind, changes, prompt, monkeypat
     recorded, same_length = _after(model, texts, prompt, _recorded(recordings := []))
     torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
     assert length == same_length == 12 and len(recordings) > 1
+
+
+@needs_triton
+@torch.inference_mode()
+def test_a_transformer_s_text_ends_where_its_positions_do():
+    model = tiny_model("transformer", context_length=7).eval()
+    texts = torch.tensor([tiny_tokens(8)])
+    _after(model, texts[:, :7], 5, _recorded([]))
+    with pytest.raises(UsageError, match="cannot read 8"):
+        _after(model, texts, 5, _recorded([]))
 
 
 @needs_triton
