@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -170,7 +171,10 @@ def _number(text):
 
 def _check(browser, data, index):
     """The page shows item `index`, with its numbers; returns what it shows."""
-    shown, item = browser.execute_script(READ), data["items"][index]
+    deadline = time.monotonic() + 5  # the page follows its address, whose change is an event of its own
+    while (shown := browser.execute_script(READ))["chosen"] != [index] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    item = data["items"][index]
     facts = {name: _number(text) for name, text in shown["facts"]}
     assert shown["chosen"] == [index] and facts["token"] == index
     assert facts["logit" if item["versus"] is None else "lead"] == pytest.approx(item["logit"], abs=1e-4)
