@@ -134,7 +134,8 @@ class TrainSection(Section):
     device: str = "auto"
     """`auto` (cuda, then mps, then cpu), or one by name: `cpu`, `cuda`, `cuda:1`, `mps`."""
     compile: bool = False
-    """Compile the model with torch.compile; the first step then takes a minute or so."""
+    """Compile the model with torch.compile; the first step then takes 10 to 60 seconds. Steps are 1.4 to 1.6 times as
+    fast on a GPU; on a CPU a mosaic's are slower, which then does without the loops (docs/performance.md)."""
     eval_interval: Positive = 250
     """Steps between validations."""
     eval_tokens: Positive | None = None
