@@ -39,7 +39,8 @@ def loops_serve(x: torch.Tensor) -> bool:
 
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:
     """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
-    beyond which torch's own wastes little and below which it is quick. On processors that are quick at such products.
+    below which torch's own is quick and beyond which it wastes little, unless its products leave half of the registers
+    empty (`tile.wide`): there loops serve however much is read, slots too. On processors quick at such products.
 
     Args:
         past: how many pairs a query reads at most, the newest; None where all queries read all pairs.
@@ -52,7 +53,9 @@ def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = 
 
 def _attends(dtype: torch.dtype, past: int | None, windowed: bool) -> bool:
     if dtype == torch.float32:
-        return past is not None and (windowed or past > LEAST_PAST) and past <= MOST_PAST
+        if past is None:
+            return _is_wide()
+        return (windowed or past > LEAST_PAST) and (past <= MOST_PAST or _is_wide())
     return dtype == torch.bfloat16
 
 
@@ -70,6 +73,14 @@ def _pasts(config: ModelConfig) -> list[tuple[int, bool]]:
     return [reads[memory] for memory in config.memories]
 
 
+def _is_wide() -> bool:
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    from mosaic_cli.core.kernels import tile
+
+    return tile.wide()
+
+
 def _has_tile(dtype: torch.dtype) -> bool:
     from mosaic_cli.core.kernels import tile  # only now, for Numba takes a second to load
 
@@ -85,7 +96,8 @@ def implementation(device: torch.device, dtype: torch.dtype, config: ModelConfig
     """
     kind = config.kind
     if device.type == "cpu" and not compiled:
-        attending = not config.dropout and any(_attends(dtype, *past) for past in _pasts(config)) and _has_tile(dtype)
+        reads = _pasts(config) + [(None, False)] * (kind == "mosaic" and config.persistent == "slots")
+        attending = not config.dropout and any(_attends(dtype, *read) for read in reads) and _has_tile(dtype)
         looped = ["attention"] * attending + ["keys", "values"] * (kind == "mosaic")
         return (
             f"{', '.join(looped)} by loops, which the first step compiles unless they were before" if looped else None

@@ -41,18 +41,32 @@ class Tile(NamedTuple):
     halves: bool
 
 
-TILES = {types.uint32: Tile(8, 32, 16, INT, True), types.float32: Tile(4, 16, 8, FLOAT, False)}
-
-
 @cache
+def has(*features: str) -> bool:
+    """Whether this processor has all of these, by LLVM's names."""
+    there = binding.get_host_cpu_features()
+    return all(there.get(feature, False) for feature in features)
+
+
+def wide() -> bool:
+    """Whether products of float32 take registers of 16 numbers: on AMD's processors that have them, where torch's own
+    products take those of 8. On Intel's it was not measured."""
+    return has("avx512f") and binding.get_host_cpu_name().startswith("znver")
+
+
+TILES = {
+    types.uint32: Tile(8, 32, 16, INT, True),
+    types.float32: Tile(8, 32, 16, FLOAT, False) if wide() else Tile(4, 16, 8, FLOAT, False),
+}
+
+
 def available(halves: bool) -> bool:
     """Whether this processor is quick at products of bfloat16 (`halves`): AMD's have an instruction for them since Zen
-    4, Intel's for servers since Cooper Lake. Or at those of float32: where AVX2 is the most it has, as on most laptops;
-    with wider registers it was not measured. Products come out the same everywhere."""
-    there = binding.get_host_cpu_features()
+    4, Intel's for servers since Cooper Lake. Or at those of float32: where AVX2 is the most it has, as on most laptops,
+    or `wide`. Products come out the same everywhere."""
     if halves:
-        return there.get("avx512bf16", False)
-    return there.get("avx2", False) and there.get("fma", False) and not there.get("avx512f", False)
+        return has("avx512bf16")
+    return wide() or (has("avx2", "fma") and not has("avx512f"))
 
 
 def words(rows):
