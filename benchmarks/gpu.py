@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.measure import interleaved, ratio, wait
 from benchmarks.report import write_gpu_tables
 from mosaic_cli.core import kernels, ops
 from mosaic_cli.core import leaky as plain
@@ -110,17 +111,17 @@ def check_kernels(placement: Placement, batches: dict[int, int]) -> Iterator[Row
             ("values", lambda c, *s: ops.peeked_values(c.transpose(1, 2), *s), _values, (x, gamma, alpha)),
         ):
             yield _checked(f"check {name}", fast, slow, inputs) | {"T": T, "D": D, "dtype": str(dtype)}
+    beta, alpha = (torch.tensor(n, device=placement.device) for n in ([0.5, 2.0, 30.0], [1.0, 0.1, 3.0]))
     for stored in (1, 100, 1024):
         queries, keys, values = (torch.randn(2, 3, n, 64, device=placement.device) for n in (1, 1024, 1024))
-        newest, scale = torch.tensor([stored - 1], device=placement.device), torch.tensor([[0.5], [2.0], [30.0]])
-        read = decoding.attend_stored(queries, keys, values, scale.to(placement.device), newest)
-        scores = queries.double() * scale.to(placement.device)[..., None] @ keys[:, :, :stored].double().mT
+        newest = torch.tensor([stored - 1], device=placement.device)
+        read = decoding.attend_stored(queries, keys, values, beta[:, None], newest)
+        scores = queries.double() * beta[:, None, None] @ keys[:, :, :stored].double().mT
         error = _error(read, torch.softmax(scores, -1) @ values[:, :, :stored].double())
         yield {"what": "check read of stored pairs", "errors": [error], "right": error < 1e-4, "stored": stored}
-    beta, alpha = torch.tensor([0.5, 2.0, 30.0], device="cuda"), torch.tensor([1.0, 0.1, 3.0], device="cuda")
     for texts, dtype, tolerance in ((1, torch.float32, 1e-4), (65, torch.bfloat16, 2e-2)):
-        queries = torch.nn.functional.normalize(torch.randn(texts, 3, 1, 64, device="cuda"), dim=-1)
-        slots = [torch.randn(3, 1000, 64, device="cuda").to(dtype) for _ in range(2)]
+        queries = torch.nn.functional.normalize(torch.randn(texts, 3, 1, 64, device=placement.device), dim=-1)
+        slots = [torch.randn(3, 1000, 64, device=placement.device).to(dtype) for _ in range(2)]
         read = decoding.attend_slots(queries, *slots, beta, alpha)
         exact = ops.slot_read(*(tensor.double() for tensor in (queries, *slots, beta, alpha)))
         error = _error(read, exact)
@@ -231,7 +232,7 @@ def measure_training(placement: Placement, batches: dict[int, int]) -> Iterator[
                 loss = torch.compile(training_loss) if mode == "compiled" else training_loss
                 steps[kind] = _step(models[kind], loss, batch, placement)
                 warm_up[kind] = _timed(steps[kind])
-            seconds = _interleaved(steps, ROUNDS)
+            seconds = interleaved({kind: lambda step=step: step for kind, step in steps.items()}, ROUNDS)
             for kind, model in models.items():
                 per_second = batch * T / statistics.median(seconds[kind])
                 yield {
@@ -243,7 +244,7 @@ def measure_training(placement: Placement, batches: dict[int, int]) -> Iterator[
                     "tokens_per_second": per_second,
                     "share_of_matrix_rate": 3 * flops_per_token(model.config) * per_second / rate,
                     "first_step_seconds": warm_up[kind],
-                    "ratio_to_transformer": _ratio(seconds["transformer"], seconds[kind]),
+                    "ratio_to_transformer": ratio(seconds["transformer"], seconds[kind]),
                 }
 
 
@@ -261,7 +262,7 @@ def measure_decoding(placement: Placement, batches: dict[int, int]) -> Iterator[
             decoders = {
                 kind: _decoder(_model(kind, T, placement), placement, batch, tokens, way, options) for kind in KINDS
             }
-            seconds = _interleaved(decoders, ROUNDS)
+            seconds = interleaved({kind: lambda decode=decode: decode for kind, decode in decoders.items()}, ROUNDS)
             for kind in KINDS:
                 yield {
                     "what": "decode",
@@ -270,7 +271,7 @@ def measure_decoding(placement: Placement, batches: dict[int, int]) -> Iterator[
                     "from": T // 2,
                     "to": T,
                     "tokens_per_second": batch * tokens / statistics.median(seconds[kind]),
-                    "ratio_to_transformer": _ratio(seconds["transformer"], seconds[kind]),
+                    "ratio_to_transformer": ratio(seconds["transformer"], seconds[kind]),
                 }
 
 
@@ -316,22 +317,6 @@ def _decoder(
     return decode
 
 
-def _interleaved(systems: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each system in each round; one round more warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
-    for round_number in range(rounds + 1):
-        for name, work in systems.items():
-            taken = _timed(work)
-            if round_number:
-                seconds[name].append(taken)
-    return seconds
-
-
-def _ratio(base: list[float], own: list[float]) -> float:
-    """Median over rounds of how many times as fast `own` is as `base`."""
-    return statistics.median(b / o for b, o in zip(base, own, strict=True))
-
-
 def _matrix_rate(placement: Placement, n: int) -> float:
     """Operations per second of a bfloat16 product of two n x n matrices."""
     a, b = (torch.randn(n, n, device=placement.device, dtype=torch.bfloat16) for _ in range(2))
@@ -346,16 +331,11 @@ def _device_seconds(work: Callable[[], object]) -> float:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    _wait()
+    wait()
     started = time.perf_counter()
     work()
-    _wait()
+    wait()
     return time.perf_counter() - started
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _shown(value: object) -> str:

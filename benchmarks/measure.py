@@ -36,10 +36,10 @@ def interleaved(systems: dict[str, Prepare], rounds: int) -> dict[str, list[floa
     for round_number in range(rounds + 1):
         for name, prepare in systems.items():
             run = prepare()
-            _wait()
+            wait()
             started = time.perf_counter()
             run()
-            _wait()
+            wait()
             if round_number:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
@@ -135,7 +135,7 @@ def _twice(workload: str, system: System, shape: dict[str, int], T: int, batch: 
     prepare = WORKLOADS[workload](system, T, batch, shape["vocab_size"], placement)
     for _ in range(2):
         prepare()()
-    _wait()
+    wait()
 
 
 def _resident(field: str) -> int:
@@ -165,7 +165,8 @@ def _best_seconds(run: Run) -> float:
     return min(interleaved({"it": lambda: run}, LIMIT_REPEATS)["it"])
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until a GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -94,11 +94,10 @@ class RecordedStep:
     ):
         self.model, self.cache, self.placement, self._record = model, cache, placement, record
         self._compute = torch.compile(self._logits, dynamic=False) if compiled else self._logits
-        self._stored = cache.length - (model.config.kind == "mosaic")  # the newest token's pair waits for the next one
         self._newest = torch.tensor([self._stored - 1], device=placement.device)
         for owner, name in _replaced(cache):
             setattr(owner, name, getattr(owner, name).clone())
-        cache.fix(self._newest)
+        self._pairs = cache.fix(self._newest)
         self._tokens: Tensor | None = None
         self._capacity = 0
 
@@ -112,15 +111,20 @@ class RecordedStep:
         length = self.cache.length
         self._tokens.copy_(tokens[:, None])
         logits = self._replay()
-        self._stored += 1
         self.cache.length = length + 1
         return logits
+
+    @property
+    def _stored(self) -> int:
+        """Pairs of each memory: of a mosaic's newest token the pair waits for the next one."""
+        return self.cache.length - (self.model.config.kind == "mosaic")
 
     def _make_room(self) -> None:
         config = self.model.config
         most = config.context_length if config.kind == "transformer" else math.inf  # beyond it the step says so
         self._capacity = min(FixedPairs.capacity_for(self._stored + 1), most)
-        self.cache.make_room(self._capacity)
+        for pairs in self._pairs:
+            pairs.make_room(self._capacity)
         kept = [self._newest, *(getattr(owner, name) for owner, name in _replaced(self.cache))]
         before = [tensor.clone() for tensor in kept]
         length = self.cache.length

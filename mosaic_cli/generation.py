@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mosaic_cli.core.kernels import HAS_TRITON
 from mosaic_cli.core.model import LanguageModel
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.decoding import records, step_by_step
@@ -99,7 +100,8 @@ def generate(
         raise UsageError("the prompt holds no token", hint='Give some text: mosaic generate --ckpt RUN "Once upon"')
     if compiled and not records(model, placement.device):
         raise UsageError(
-            "only recorded steps are compiled: on a GPU with Triton, of a transformer or a mosaic v1, nothing edited",
+            f"only recorded steps are compiled: on a GPU with Triton (here: {placement.device}"
+            f"{'' if HAS_TRITON else ', no Triton'}), of a transformer or a mosaic v1, nothing edited",
             where="--compile",
             hint="Leave --compile out.",
         )

@@ -40,8 +40,9 @@ class GrowingPairs:
             copy.append(*(_repeat(tensor[:, :, : self.length], count) for tensor in (self._keys, self._values)))
         return copy
 
-    def stored(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of all keys and values stored so far; if none, of their kind as `like` (B, H, ., D)."""
+    def stored(self, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Views of all keys and values stored so far; where there may be none, `like` (B, H, ., D) says of which kind
+        they would be."""
         if self._keys is None:
             return like[:, :, :0], like[:, :, :0]
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
@@ -77,21 +78,16 @@ class FixedPairs:
 
     def make_room(self, capacity: int) -> None:
         """Have room for so many pairs, in other memory."""
-        self._keys, self._values = (self._larger(tensor, capacity) for tensor in (self._keys, self._values))
+        before = self._keys, self._values
+        self._keys, self._values = (room_for_pairs(tensor, capacity) for tensor in before)
+        for larger, tensor in zip((self._keys, self._values), before, strict=True):
+            larger[:, :, : tensor.shape[2]] = tensor
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put a pair (B, H, 1, D) at the newest place; returns the buffers, of which the rest is not yet there."""
         self._keys.index_copy_(2, self.newest, keys)
         self._values.index_copy_(2, self.newest, values)
         return self._keys, self._values
-
-    @staticmethod
-    def _larger(tensor: Tensor, capacity: int) -> Tensor:
-        B, H, n, D = tensor.shape
-        larger = tensor.new_empty(B, H, capacity, D)
-        kept = min(n, capacity)
-        larger[:, :, :kept] = tensor[:, :, :kept]
-        return larger
 
 
 class WindowPairs:
@@ -243,15 +239,11 @@ class MemoryCache:
         contextual = [cache.repeat(count) for cache in self.contextual]
         return MemoryCache(contextual, [_repeat_state(cache, count) for cache in self.persistent], self.length)
 
-    def fix(self, newest: Tensor) -> None:
+    def fix(self, newest: Tensor) -> list[FixedPairs]:
         """Keep the pairs of all memories in `FixedPairs` from now on, and one number for all of how many there are."""
         for cache in self.contextual:
             cache.pairs = FixedPairs(*cache.pairs.stored(like=cache.values.pending), newest)
-
-    def make_room(self, capacity: int) -> None:
-        """Have room for so many pairs in each memory, which `fix` has been called for."""
-        for cache in self.contextual:
-            cache.pairs.make_room(capacity)
+        return [cache.pairs for cache in self.contextual]
 
 
 @dataclass
@@ -267,12 +259,8 @@ class AttentionCache:
         """A copy of what a single text (B = 1) left behind, for each of `count` texts that go on from it."""
         return AttentionCache([layer.repeat(count) for layer in self.layers], self.length)
 
-    def fix(self, newest: Tensor) -> None:
+    def fix(self, newest: Tensor) -> list[FixedPairs]:
         """Keep the pairs of all layers in `FixedPairs` from now on, and one number for all of how many there are."""
         self.newest = newest
-        self.layers = [FixedPairs(*layer.stored(like=None), newest) for layer in self.layers]
-
-    def make_room(self, capacity: int) -> None:
-        """Have room for so many pairs in each layer, which `fix` has been called for."""
-        for layer in self.layers:
-            layer.make_room(capacity)
+        self.layers = [FixedPairs(*layer.stored(), newest) for layer in self.layers]
+        return self.layers

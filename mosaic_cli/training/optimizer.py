@@ -37,9 +37,10 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     total = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    figures = torch.stack([torch.zeros_like(total) if loss is None else loss.to(total), total])
     if total.is_cuda:
-        _step_on_device(optimizer, total if loss is None else total + loss, total, train.grad_clip)
-    loss, norm = torch.stack([torch.zeros_like(total) if loss is None else loss.to(total), total]).tolist()
+        _step_on_device(optimizer, figures, train.grad_clip)
+    loss, norm = figures.tolist()
     check_finite("loss {:g}, gradient norm {:g}", loss, norm)
     if not total.is_cuda:
         if train.grad_clip and norm > train.grad_clip:
@@ -49,12 +50,12 @@ def update(
     return loss, norm
 
 
-def _step_on_device(optimizer: torch.optim.Optimizer, figures: Tensor, norm: Tensor, grad_clip: float | None) -> None:
-    """Clip and take a step, or none where the figures are not finite, without waiting for the device to say which: it
-    has that work before the host knows the figures. By the two attributes with which torch's `GradScaler` has a fused
-    optimizer divide gradients and skip a step."""
-    optimizer.grad_scale = ((norm + 1e-6) / grad_clip).clamp(min=1) if grad_clip else None
-    optimizer.found_inf = (~figures.isfinite()).float()
+def _step_on_device(optimizer: torch.optim.Optimizer, figures: Tensor, grad_clip: float) -> None:
+    """Clip and take a step, or none where loss and norm, the figures (2,), are not finite, without waiting for the
+    device to say so: it has that work before the host knows the figures. By the two attributes with which torch's
+    `GradScaler` has a fused optimizer divide gradients and skip a step."""
+    optimizer.grad_scale = ((figures[1] + 1e-6) / grad_clip).clamp(min=1) if grad_clip else None
+    optimizer.found_inf = (~figures.isfinite()).any().float()
     optimizer.step()
     del optimizer.grad_scale, optimizer.found_inf
 

@@ -56,7 +56,7 @@ def test_a_step_that_the_device_decides_on_is_the_same_step(grad_clip):
             model.weight.grad = torch.tensor([gradient])
         _, norm = update(models[0], optimizers[0], train, 0.1)
         optimizers[1].param_groups[0]["lr"] = 0.1
-        _step_on_device(optimizers[1], torch.tensor(norm), torch.tensor(norm), grad_clip)
+        _step_on_device(optimizers[1], torch.tensor([0.0, norm]), grad_clip)
         torch.testing.assert_close(models[1].weight, models[0].weight)
 
 
@@ -64,5 +64,5 @@ def test_the_device_takes_no_step_when_not_finite():
     model = torch.nn.Linear(2, 1, bias=False)
     optimizer, before = make_optimizer(model, TrainSection()), model.weight.detach().clone()
     model.weight.grad = torch.full((1, 2), torch.nan)
-    _step_on_device(optimizer, torch.tensor(torch.nan), torch.tensor(torch.nan), 1.0)
+    _step_on_device(optimizer, torch.tensor([torch.nan, torch.nan]), 1.0)
     assert torch.equal(model.weight, before) and optimizer.state[model.weight]["step"] == 0

@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from mosaic_cli.core.kernels.rows import row, tile_width
+
 BLOCK = 64  # pairs read at once
 ROWS = tl.constexpr(16)  # the least that the matrix units take
 SLOTS = 128  # of a program
@@ -50,17 +52,12 @@ def attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, al
 def _attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
     (B, H, _, D), M = queries.shape, keys.shape[1]
     queries, shares, rows = queries.contiguous(), triton.cdiv(M, SLOTS), min(64, max(16, triton.next_power_of_2(B)))
-    width = max(16, triton.next_power_of_2(D))
-    reads = torch.empty(B, H, 1, D, dtype=values.dtype, device=values.device)
-    sums = torch.empty(shares, B * H, D, dtype=torch.float32, device=values.device)
-    weights = torch.empty(2, shares, B * H, dtype=torch.float32, device=values.device)
+    reads, sums, weights = _room(queries, values.dtype, shares)
     wrap_triton(_slots_kernel)[(H, shares, triton.cdiv(B, rows))](
         queries, keys, values, beta, sums, weights, B, H, M, D, *keys.stride()[:2], *values.stride()[:2],
-        ROWS=rows, WIDTH=width, SLOTS=SLOTS, num_warps=4,
+        ROWS=rows, WIDTH=tile_width(D), SLOTS=SLOTS, num_warps=4,
     )  # fmt: skip
-    wrap_triton(_join_kernel)[(B * H,)](
-        sums, weights, alpha, reads, H, D, shares, True, SHARES=triton.next_power_of_2(shares), WIDTH=width, num_warps=1
-    )
+    wrap_triton(_join_kernel)[(B * H,)](sums, weights, alpha, reads, H, D, shares, True, **_joining(shares, D))
     return reads
 
 
@@ -68,30 +65,26 @@ def _attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, a
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, scales: Tensor, newest: Tensor) -> Tensor:
     B, H, S, D = keys.shape
     queries, shares = queries.contiguous(), min(MOST_SHARES, triton.cdiv(PROGRAMS, B * H), triton.cdiv(S, BLOCK))
-    width = max(16, triton.next_power_of_2(D))
-    reads = torch.empty(B, H, 1, D, dtype=values.dtype, device=values.device)
-    sums = torch.empty(shares, B * H, D, dtype=torch.float32, device=values.device)
-    weights = torch.empty(
-        2, shares, B * H, dtype=torch.float32, device=values.device
-    )  # highest score, and total weight
+    reads, sums, weights = _room(queries, values.dtype, shares)
     wrap_triton(_share_kernel)[(B * H, shares)](
         queries, keys, values, scales, newest, sums, weights, H, S, D, *keys.stride()[:3], *values.stride()[:3],
-        WIDTH=width, BLOCK=BLOCK, num_warps=4,
+        WIDTH=tile_width(D), BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
-    wrap_triton(_join_kernel)[(B * H,)](
-        sums,
-        weights,
-        scales,
-        reads,
-        H,
-        D,
-        shares,
-        False,
-        SHARES=triton.next_power_of_2(shares),
-        WIDTH=width,
-        num_warps=1,
-    )
+    wrap_triton(_join_kernel)[(B * H,)](sums, weights, scales, reads, H, D, shares, False, **_joining(shares, D))
     return reads
+
+
+def _room(queries: Tensor, dtype: torch.dtype, shares: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For the reads (B, H, 1, D), and for what each share leaves in float32: sums (shares, B * H, D); highest scores
+    and total weights (2, shares, B * H)."""
+    B, H, _, D = queries.shape
+    sums = torch.empty(shares, B * H, D, dtype=torch.float32, device=queries.device)
+    weights = torch.empty(2, shares, B * H, dtype=torch.float32, device=queries.device)
+    return torch.empty(B, H, 1, D, dtype=dtype, device=queries.device), sums, weights
+
+
+def _joining(shares: int, D: int) -> dict[str, int]:
+    return {"SHARES": triton.next_power_of_2(shares), "WIDTH": tile_width(D), "num_warps": 1}
 
 
 @triton.jit
@@ -124,8 +117,7 @@ def _share_kernel(
         summed = tl.dot(weight.to(value.dtype), value, summed * shrink[:, None], input_precision="tf32x3")
         highest = above
     place = share * tl.num_programs(0) + program
-    row = tl.arange(0, ROWS) == 0
-    tl.store(sums + place * D + columns, tl.sum(tl.where(row[:, None], summed, 0.0), axis=0), mask=columns < D)
+    tl.store(sums + place * D + columns, row(summed, 0, ROWS), mask=columns < D)
     tl.store(weights + place, tl.max(highest, axis=0))
     tl.store(weights + tl.num_programs(1) * tl.num_programs(0) + place, tl.max(total, axis=0))
 

@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mosaic_cli.core.kernels.rows import in_rows, row, tile_width
+
 TILE = 32  # tokens averaged by one matrix; at least 16 for the matrix units
 NUM_WARPS = 4
 NUM_STAGES = 2  # tiles under way from memory
@@ -69,7 +71,7 @@ class _GatedKeys(torch.autograd.Function):
 def _forward(x, log_gate, log_decay, state, state_scale) -> tuple[Tensor, ...]:
     """Keys (B, T, H, D), log |a| (B, T, H), and the last average (B, H, D) with its log scale (B, H)."""
     B, T, H, D = x.shape
-    x = _rows(x)
+    x = in_rows(x)
     rows, log_length = torch.empty(B, T, H, D, device=x.device), torch.empty(B, T, H, device=x.device)
     last, last_scale = torch.empty(B, H, D, device=x.device), torch.empty(B, H, device=x.device)
     _forward_kernel[(B * H,)](
@@ -94,7 +96,7 @@ def _forward(x, log_gate, log_decay, state, state_scale) -> tuple[Tensor, ...]:
 def _backward(gradient, rows, log_length, x, log_gate, log_decay, state, state_scale) -> tuple[Tensor, ...]:
     """Gradients by x (B, T, H, D), in its dtype, and by log gates and log decays (B, T, H)."""
     B, T, H, D = rows.shape
-    gradient, x = _rows(gradient), _rows(x)
+    gradient, x = in_rows(gradient), in_rows(x)
     by_x = torch.empty(B, T, H, D, dtype=x.dtype, device=rows.device)
     by_gate, by_decay = (torch.empty(B, T, H, device=rows.device) for _ in range(2))
     _backward_kernel[(B * H,)](
@@ -119,23 +121,8 @@ def _backward(gradient, rows, log_length, x, log_gate, log_decay, state, state_s
     return by_x, by_gate, by_decay
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _launch(D: int) -> dict[str, int]:
-    return {
-        "TILE": TILE,
-        "WIDTH": max(16, triton.next_power_of_2(D)),
-        "STAGES": NUM_STAGES,
-        "num_warps": NUM_WARPS,
-    }
-
-
-@triton.jit
-def _row(tile, index, TILE: tl.constexpr):
-    """Row `index` of a tile (TILE, WIDTH)."""
-    return tl.sum(tl.where((tl.arange(0, TILE) == index)[:, None], tile, 0.0), axis=0)
+    return {"TILE": TILE, "WIDTH": tile_width(D), "STAGES": NUM_STAGES, "num_warps": NUM_WARPS}
 
 
 @triton.jit
@@ -145,25 +132,9 @@ def _entry(column, index, TILE: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    x,
-    log_gate,
-    log_decay,
-    state,
-    state_scale,
-    rows,
-    log_length,
-    last,
-    last_scale,
-    T,
-    H,
-    D,
-    x_batch,
-    x_token,
-    x_head,
-    TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x, log_gate, log_decay, state, state_scale, rows, log_length, last, last_scale, T, H, D, x_batch, x_token, x_head,
+    TILE: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
     places, columns = tl.arange(0, TILE), tl.arange(0, WIDTH)
@@ -175,8 +146,7 @@ def _forward_kernel(
         scale = tl.load(state_scale + program)
     for tile in tl.range(0, tl.cdiv(T, TILE), num_stages=STAGES):
         t = tile * TILE + places
-        valid = t < T
-        offsets = (b * T + t) * H + h
+        valid, offsets = t < T, (b * T + t) * H + h
         here = valid[:, None] & inside[None, :]
         new = tl.load(x + b * x_batch + h * x_head + t[:, None] * x_token + columns[None, :], mask=here, other=0.0)
         gate = tl.load(log_gate + offsets, mask=valid, other=NEVER)
@@ -189,37 +159,17 @@ def _forward_kernel(
         length = tl.maximum(tl.sqrt(tl.sum(averages * averages, axis=1)), 1e-12)
         tl.store(rows + offsets[:, None] * D + columns[None, :], averages / length[:, None], mask=here)
         tl.store(log_length + offsets, largest + tl.log(length), mask=valid)
-        average, scale = _row(averages, TILE - 1, TILE), _entry(largest, TILE - 1, TILE)
+        average, scale = row(averages, TILE - 1, TILE), _entry(largest, TILE - 1, TILE)
     tl.store(last + program * D + columns, average, mask=inside)
     tl.store(last_scale + program, scale)
 
 
 @triton.jit
 def _backward_kernel(
-    gradient,
-    rows,
-    log_length,
-    x,
-    log_gate,
-    log_decay,
-    state,
-    state_scale,
-    by_x,
-    by_gate,
-    by_decay,
-    T,
-    H,
-    D,
-    gradient_batch,
-    gradient_token,
-    gradient_head,
-    x_batch,
-    x_token,
-    x_head,
-    TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    gradient, rows, log_length, x, log_gate, log_decay, state, state_scale, by_x, by_gate, by_decay, T, H, D,
+    gradient_batch, gradient_token, gradient_head, x_batch, x_token, x_head,
+    TILE: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
     places, columns = tl.arange(0, TILE), tl.arange(0, WIDTH)
@@ -229,8 +179,7 @@ def _backward_kernel(
     tiles = tl.cdiv(T, TILE)
     for back in tl.range(0, tiles, num_stages=STAGES):
         t = (tiles - 1 - back) * TILE + places
-        valid = t < T
-        offsets = (b * T + t) * H + h
+        valid, offsets = t < T, (b * T + t) * H + h
         here = valid[:, None] & inside[None, :]
         places_of_rows = offsets[:, None] * D + columns[None, :]
         by_row = tl.load(
@@ -239,8 +188,8 @@ def _backward_kernel(
             other=0.0,
         ).to(tl.float32)
         before = tl.load(rows + places_of_rows - H * D, mask=here & (t > 0)[:, None], other=0.0)  # a or k of t - 1
-        row = tl.load(rows + places_of_rows, mask=here, other=0.0)
-        by_row -= row * tl.sum(by_row * row, axis=1)[:, None]
+        key = tl.load(rows + places_of_rows, mask=here, other=0.0)
+        by_row -= key * tl.sum(by_row * key, axis=1)[:, None]
         shrink = -tl.load(log_length + offsets, mask=valid, other=-NEVER)  # what the length does to the gradient
         stretch = tl.load(log_length + offsets - H, mask=valid & (t > 0), other=0.0)  # log |a| of t - 1
         if state is not None:
@@ -260,5 +209,5 @@ def _backward_kernel(
         new = tl.load(x + b * x_batch + h * x_head + t[:, None] * x_token + columns[None, :], mask=here, other=0.0)
         tl.store(by_gate + offsets, tl.sum(by_new * new.to(tl.float32), axis=1), mask=valid)
         tl.store(by_decay + offsets, dots, mask=valid)
-        carried = _row(by_average, 0, TILE)
+        carried = row(by_average, 0, TILE)
         scale = _entry(largest + own, 0, TILE)

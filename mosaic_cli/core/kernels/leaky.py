@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from mosaic_cli.core.kernels.rows import in_rows, row, tile_width
+
 SEGMENT = 64  # tokens of a program: with one warp, as measured fastest forward and back on an H200 (docs/log.md)
 TILE = 16  # tokens averaged by one matrix; the least that the matrix units take
 NUM_WARPS = 1
@@ -40,7 +42,7 @@ def _leaky_rows(
 ) -> tuple[Tensor, Tensor]:
     """Keys or averages (B, T, H, D) of this dtype, and the lengths (B, T, H) that keys were divided by."""
     B, T, H, D = x.shape
-    x, rate, n = _in_rows(x), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
+    x, rate, n = in_rows(x), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
     rows = torch.empty(B, T, H, D, dtype=dtype, device=x.device)
     lengths = torch.empty(B, T, H, dtype=torch.float32, device=x.device)
     ends = torch.empty(B, n, H, D, dtype=torch.float32, device=x.device)
@@ -59,7 +61,7 @@ def _leaky_rows_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients by x (B, T, H, D), of this dtype, and by rate (H,), from that by the rows; a state's part left out."""
     B, T, H, D = rows.shape
-    gradient, rate, n = _in_rows(gradient), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
+    gradient, rate, n = in_rows(gradient), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
     by_x = torch.empty(B, T, H, D, dtype=dtype, device=rows.device)
     by_rate = torch.empty(B, n, H, dtype=torch.float32, device=rows.device)
     begins = torch.empty(B, n, H, D, dtype=torch.float32, device=rows.device)
@@ -68,21 +70,9 @@ def _leaky_rows_backward(
             gradient, rows, lengths, rate, begins, T, n, H, D, *gradient.stride()[:3], normalise, **_launch(D)
         )
     wrap_triton(_keys_backward_kernel)[(B * H, n)](
-        gradient,
-        rows,
-        lengths,
-        rate,
-        begins,
-        by_x,
-        by_rate,
-        T,
-        n,
-        H,
-        D,
-        *gradient.stride()[:3],
-        normalise,
+        gradient, rows, lengths, rate, begins, by_x, by_rate, T, n, H, D, *gradient.stride()[:3], normalise,
         **_launch(D),
-    )
+    )  # fmt: skip
     return by_x, by_rate.sum(dim=(0, 1))
 
 
@@ -107,12 +97,8 @@ def _differentiate(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 _leaky_rows.register_autograd(_differentiate, setup_context=_save)
 
 
-def _in_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _launch(D: int) -> dict[str, int]:
-    return {"SEGMENT": SEGMENT, "TILE": TILE, "WIDTH": max(16, triton.next_power_of_2(D)), "num_warps": NUM_WARPS}
+    return {"SEGMENT": SEGMENT, "TILE": TILE, "WIDTH": tile_width(D), "num_warps": NUM_WARPS}
 
 
 @triton.jit
@@ -155,8 +141,8 @@ def _by_averages(
     by_row = tl.load(gradient + b * g_batch + t * g_token + h * g_head + columns, mask=here, other=0.0).to(tl.float32)
     if NORMALISE:
         places = (b * T + t) * H + h
-        row = tl.load(rows + places * D + columns, mask=here, other=0.0).to(tl.float32)
-        by_row -= row * tl.sum(by_row * row, axis=1)[:, None]
+        key = tl.load(rows + places * D + columns, mask=here, other=0.0).to(tl.float32)
+        by_row -= key * tl.sum(by_row * key, axis=1)[:, None]
         by_row /= tl.load(lengths + places, mask=t < T, other=1.0)
     return by_row
 
@@ -204,7 +190,7 @@ def _keys_forward_kernel(
         t, columns, here = _places(T, H, D, segment * SEGMENT + tile * TILE, TILE, WIDTH)
         new = tl.load(x + b * x_batch + t * x_token + h * x_head + columns, mask=here, other=0.0)
         averages = _decayed(weights, new.to(tl.float32), fades * average[None, :], x)
-        average = tl.sum(tl.where(place[:, None] == TILE - 1, averages, 0.0), axis=0)
+        average = row(averages, TILE - 1, TILE)
         places = (b * T + t) * H + h
         if NORMALISE:
             length = tl.maximum(tl.sqrt(tl.sum(averages * averages, axis=1)), 1e-12)[:, None]
@@ -257,7 +243,7 @@ def _keys_backward_kernel(
             gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head, NORMALISE, TILE, WIDTH
         )
         by_new = _decayed(weights, by_averages, fades * later[None, :], rows)
-        later = tl.sum(tl.where(place[:, None] == 0, by_new, 0.0), axis=0)
+        later = row(by_new, 0, TILE)
         places = (b * T + t) * H + h
         tl.store(by_x + places * D + columns, by_new.to(by_x.dtype.element_ty), mask=here)
         before = tl.load(rows + (places - H) * D + columns, mask=here & (t > 0), other=0.0).to(tl.float32)

@@ -41,13 +41,13 @@ class Tile(NamedTuple):
     halves: bool
 
 
-@cache
 def has(*features: str) -> bool:
     """Whether this processor has all of these, by LLVM's names."""
     there = binding.get_host_cpu_features()
     return all(there.get(feature, False) for feature in features)
 
 
+@cache
 def wide() -> bool:
     """Whether products of float32 take registers of 16 numbers: on AMD's processors that have them, where torch's own
     products take those of 8. On Intel's it was not measured."""
@@ -60,6 +60,7 @@ TILES = {
 }
 
 
+@cache
 def available(halves: bool) -> bool:
     """Whether this processor is quick at products of bfloat16 (`halves`): AMD's have an instruction for them since Zen
     4, Intel's for servers since Cooper Lake. Or at those of float32: where AVX2 is the most it has, as on most laptops,

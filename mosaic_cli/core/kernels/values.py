@@ -10,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from mosaic_cli.core.kernels.rows import tile_width
+
 TILE = 32  # tokens of a program
 NUM_WARPS = 4
 
@@ -59,7 +61,7 @@ _peeked_rows.register_autograd(_differentiate, setup_context=_save)
 
 
 def _launch(D: int) -> dict[str, int]:
-    return {"TILE": TILE, "WIDTH": max(16, triton.next_power_of_2(D)), "num_warps": NUM_WARPS}
+    return {"TILE": TILE, "WIDTH": tile_width(D), "num_warps": NUM_WARPS}
 
 
 @triton.jit
