@@ -18,6 +18,7 @@ from mosaic_cli.recipe import TrainSection
 from mosaic_cli.training.optimizer import make_optimizer, update
 
 DECODED = 32  # tokens of one timed stretch of decoding
+MANY = 10**6  # tokens to be decoded, as far as models are told: all that makes long texts faster is loaded
 SQUARE = 2048  # side of the matrices whose product is timed
 COPIED = 2**28  # bytes of the block that is copied: far more than any cache holds
 LIMIT_REPEATS = 5
@@ -80,9 +81,9 @@ def prefill(system: System, T: int, batch: int, vocab_size: int, placement: Plac
 
 
 def decoding(system: System, stored: int, batch: int, vocab_size: int, placement: Placement) -> Prepare:
-    """Greedy decoding of DECODED tokens behind `stored` others; reading those is not timed. The mosaic's slots are
-    arranged as `mosaic generate` does."""
-    arrange_for_decoding(system.model)
+    """Greedy decoding of DECODED tokens behind `stored` others; reading those is not timed. Models are arranged as
+    `mosaic generate` does for long texts."""
+    arrange_for_decoding(system.model, tokens=MANY)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, vocab_size, (batch, stored))).to(placement.device)
 
     @torch.inference_mode()

@@ -52,7 +52,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p)
     placement = choose_placement(device, dtype, decoding=True)
     trained = load_trained(ckpt, placement)
-    arrange_for_decoding(trained.model, placement.dtype)
+    arrange_for_decoding(trained.model, placement.dtype, tokens=n * max_new_tokens)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     writer = Writer(
         trained.model,

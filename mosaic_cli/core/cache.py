@@ -8,34 +8,49 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mosaic_cli.core.layout import room_for_pairs
+from mosaic_cli.core import kernels
+from mosaic_cli.core.ops import AttendOne
 
 
 class GrowingPairs:
-    """Keys and values (B, H, S, D) in buffers that double when full, so adding a pair costs O(1) on average."""
+    """Keys and values (B, H, S, D) in buffers that double when full, so adding a pair costs O(1) on average.
 
-    newest: Tensor | None = None  # all pairs that `append` returns are there
+    Args:
+        capacity: pairs for which there is room at first.
+        loops: whether single queries may read large buffers by `quantised`, which keeps a copy of them.
+    """
 
-    def __init__(self, capacity: int = 256):
+    attend_one: AttendOne | None = None
+
+    def __init__(self, capacity: int = 256, loops: bool = False):
         self.length = 0
-        self._initial = capacity
+        self._initial, self._loops = capacity, loops
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store n more pairs (B, H, n, D) and return views of all pairs stored so far."""
         start, count = self.length, keys.shape[2]
-        end = start + count
+        end, before = start + count, self._keys
         self._keys = self._with_room(self._keys, keys, end)
         self._values = self._with_room(self._values, values, end)
         self._keys.narrow(2, start, count).copy_(keys)
         self._values.narrow(2, start, count).copy_(values)
         self.length = end
+        if self._loops and self._keys is not before:
+            self.attend_one = self._quantised()
         return self._keys.narrow(2, 0, end), self._values.narrow(2, 0, end)
+
+    def _quantised(self) -> AttendOne | None:
+        if not all(kernels.quantised_serve(buffer) for buffer in (self._keys, self._values)):
+            return None
+        from mosaic_cli.core.kernels import quantised
+
+        return quantised.QuantisedPairs(self._keys, self._values).attend
 
     def repeat(self, count: int) -> "GrowingPairs":
         """A copy of the pairs of a single text (B = 1) for each of `count` texts that go on from it."""
-        copy = GrowingPairs(self._initial)
+        copy = GrowingPairs(self._initial, self._loops)
         if self._keys is not None:
             copy.append(*(_repeat(tensor[:, :, : self.length], count) for tensor in (self._keys, self._values)))
         return copy
@@ -53,7 +68,7 @@ class GrowingPairs:
             return buffer
         while capacity < end:
             capacity *= 2
-        larger = room_for_pairs(like, capacity)
+        larger = _room(like, capacity)
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
@@ -79,7 +94,7 @@ class FixedPairs:
     def make_room(self, capacity: int) -> None:
         """Have room for so many pairs, in other memory."""
         before = self._keys, self._values
-        self._keys, self._values = (room_for_pairs(tensor, capacity) for tensor in before)
+        self._keys, self._values = (_room(tensor, capacity) for tensor in before)
         for larger, tensor in zip((self._keys, self._values), before, strict=True):
             larger[:, :, : tensor.shape[2]] = tensor
 
@@ -89,6 +104,12 @@ class FixedPairs:
         self._values.index_copy_(2, self.newest, values)
         return self._keys, self._values
 
+    def attend_one(self, queries: Tensor, scale: Tensor | float, _: int) -> Tensor:
+        """See `AttendOne`: of the pairs up to the newest one, however many the buffers have room for."""
+        from mosaic_cli.core.kernels import decoding
+
+        return decoding.attend_stored(queries, self._keys, self._values, scale, self.newest)
+
 
 class WindowPairs:
     """The newest `window` keys and values (B, H, ., D) and no more, in a ring: a new pair takes the oldest one's place.
@@ -97,7 +118,7 @@ class WindowPairs:
     query reads the ring as it lies.
     """
 
-    newest: Tensor | None = None  # all pairs that `append` returns are there
+    attend_one: AttendOne | None = None
 
     def __init__(self, window: int):
         self.length = 0  # pairs of the text so far
@@ -111,7 +132,7 @@ class WindowPairs:
         For one pair they come in the order of the ring, for several in that of the text.
         """
         if self._keys is None:
-            self._keys, self._values = (room_for_pairs(tensor, self._window) for tensor in (keys, values))
+            self._keys, self._values = (_room(tensor, self._window) for tensor in (keys, values))
         kept, start, count = min(self.length, self._window), self.length, keys.shape[2]
         self.length += count
         if count == 1:
@@ -135,6 +156,12 @@ class WindowPairs:
         if self._keys is not None:
             copy._keys, copy._values = (_repeat(ring, count).clone() for ring in (self._keys, self._values))
         return copy
+
+
+def _room(like: Tensor, capacity: int) -> Tensor:
+    """Uninitialised (B, H, capacity, D) for more keys or values like (B, H, ., D)."""
+    B, H, _, D = like.shape
+    return torch.empty(B, H, capacity, D, dtype=like.dtype, device=like.device)
 
 
 def _repeat(tensor: Tensor | None, count: int) -> Tensor | None:

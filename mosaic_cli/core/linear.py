@@ -4,19 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WORTH_PARTS = 2**19  # weights from which on parts pay, being more than a core's own cache holds
+from mosaic_cli.core import kernels
+
+WORTH_LOOPS = 2**17  # weights from which on one row is worth it to wake another thread
+WORTH_PARTS = 2**19  # from which on parts pay, being more than a core's own cache holds
 FEW_ROWS = 64  # up to which the transposed product is the faster one on a CPU
 
 
 class Linear(nn.Linear):
-    """y = W x without a bias."""
+    """y = W x without a bias. For `loops` see `linear`."""
+
+    loops = False
 
     def __init__(self, width: int, outputs: int):
         super().__init__(width, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., width) -> (..., outputs)."""
-        return linear(x, self.weight)
+        return linear(x, self.weight, self.loops)
 
 
 class Output(Linear):
@@ -28,26 +33,33 @@ class Output(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., width) -> (..., outputs)."""
-        y = linear(x, self.weight)
+        y = linear(x, self.weight, self.loops)
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, loops: bool = False) -> Tensor:
     """W x (..., outputs) for x (..., width) and W (outputs, width).
 
     On a CPU a product with one row, as in decoding, is bound by the reading of W, and torch does it on one thread. So
     that all read, it is made as a batch of as many products as there are threads, each with its share of the outputs.
-    With a few rows W x^T is faster than x W^T: see docs/log.md.
+    With a few rows W x^T is faster than x W^T. Compiled loops are faster still: see docs/log.md.
+
+    Args:
+        loops: whether the compiled loops may serve: to load them takes longer than a short text.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight)
     rows = x.numel() // x.shape[-1]
-    if not 0 < rows <= FEW_ROWS or (rows == 1 and weight.numel() < WORTH_PARTS) or x.device.type != "cpu":
+    if not 0 < rows <= FEW_ROWS or (rows == 1 and weight.numel() < WORTH_LOOPS) or x.device.type != "cpu":
         return F.linear(x, weight)
-    if rows != 1:
+    if loops and kernels.few_rows_serve(rows, kernels.product_dtype(x), weight):
+        from mosaic_cli.core.kernels import few_rows
+
+        return few_rows.linear(x, weight)
+    if rows > 1:
         return torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
     threads = torch.get_num_threads()
-    if not 1 < threads <= len(weight):
+    if weight.numel() < WORTH_PARTS or not 1 < threads <= len(weight):
         return F.linear(x, weight)
     shared = len(weight) - len(weight) % threads
     parts = weight[:shared].view(threads, -1, weight.shape[1])

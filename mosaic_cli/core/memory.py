@@ -47,7 +47,7 @@ class PairRead(_Kernel):
         self.window = window
 
     def forward(
-        self, queries: Tensor, keys: Tensor, values: Tensor, *scalars: Tensor, newest: Tensor | None = None
+        self, queries: Tensor, keys: Tensor, values: Tensor, *scalars: Tensor, attend_one: ops.AttendOne | None = None
     ) -> Tensor:
         """Queries (B, H, T, D), pairs (B, H, S, D) -> reads (B, H, T, D): see `ops.strict_past_read`.
 
@@ -57,7 +57,7 @@ class PairRead(_Kernel):
         dropout = self.dropout if self.training else 0.0
         if self.window is not None:
             return window_read(queries, keys, values, beta, self.window, dropout)
-        return ops.strict_past_read(queries, keys, values, beta, dropout, newest)
+        return ops.strict_past_read(queries, keys, values, beta, dropout, attend_one)
 
     def beta(self, num_queries: int, num_pairs: int, *scalars: Tensor) -> Tensor:
         """Inverse bandwidths for the newest queries: (H,), or (H, T) where they grow with the pairs that each reads."""
@@ -106,9 +106,12 @@ class PairMemory(nn.Module):
         window: `full` reads all earlier pairs (v1), `short` the newest ones, `long` those of some age (v2).
 
     Attributes:
+        loops: whether caches may load compiled loops, see `GrowingPairs`.
         delay: age in tokens of the newest pair that is read; 1 is the strict past.
         training_delay: the same while training, where it may be drawn anew at each step: see `Mosaic.begin_step`.
     """
+
+    loops = False
 
     def __init__(self, config: ModelConfig, window: str = "full"):
         super().__init__()
@@ -151,11 +154,11 @@ class PairMemory(nn.Module):
                 return values[:, :, :0]
             if old < queries.shape[2]:
                 queries = queries[:, :, -old:]
-        return self.read(queries, *pairs, *cache.scalars, newest=cache.pairs.newest)
+        return self.read(queries, *pairs, *cache.scalars, attend_one=cache.pairs.attend_one)
 
     def make_cache(self) -> ContextualCache:
         """An empty memory."""
-        pairs = GrowingPairs() if self.read.window is None else WindowPairs(self.read.window)
+        pairs = GrowingPairs(loops=self.loops) if self.read.window is None else WindowPairs(self.read.window)
         return ContextualCache(self.keys.make_state(), self.values.make_state(), self.read.scalars(), pairs)
 
 

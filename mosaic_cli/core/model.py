@@ -13,6 +13,8 @@ from mosaic_cli.core.memory import PersistentMemory
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.core.transformer import Transformer
 
+WORTH_LOADING = 2**33  # tokens to be decoded times parameters to be read for each, for which loops are worth loading
+
 
 class LanguageModel(Protocol):
     """The contract of both kinds: see `Mosaic` for the shapes."""
@@ -34,17 +36,25 @@ def build_model(config: ModelConfig) -> Mosaic | Transformer:
     return {"mosaic": Mosaic, "transformer": Transformer}[config.kind](config)
 
 
-def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32, tokens: int = 0) -> None:
     """Have a model read its weights faster, one token at a time, in place.
 
     On a CPU slots lie in another order. Elsewhere matrices are rounded to the dtype of products once, not for each
     token; embeddings, which products do not take, are rounded with them.
     Not for a model that is trained on: its steps would round otherwise than those of the run it came from.
+
+    Args:
+        dtype: of products.
+        tokens: how many are going to be decoded, of all texts together. If that is much work for a CPU, large matrices
+            and memories are read by compiled loops, which take half a second to load.
     """
     for parameter in model.parameters():
         if parameter.device.type != "cpu" and parameter.dim() > 1:
             parameter.data = parameter.data.to(dtype)
+    loops = tokens * count_parameters(model) >= WORTH_LOADING
     for module in model.modules():
+        if hasattr(module, "loops"):
+            module.loops = loops
         if isinstance(module, PersistentMemory) and module.slot_keys.device.type == "cpu":
             module.turn_slots()
 

@@ -41,6 +41,8 @@ class Mosaic(nn.Module):
         config: with `vocab_size` set.
     """
 
+    loops = False  # for the head, see `linear`
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -69,7 +71,7 @@ class Mosaic(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (B, T, V) of hidden states (B, T, C)."""
-        return linear(hidden, self.embedding.weight)
+        return linear(hidden, self.embedding.weight, self.loops)
 
     @torch.no_grad()
     def make_cache(self) -> MemoryCache:

@@ -5,11 +5,17 @@ Shapes, here and in all of core:
 Sources: arXiv 2405.06394 ("v1") and 2507.03285 ("v2"); docs/equations.md lists the equations with the functions.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mosaic_cli.core import kernels, layout
+
+AttendOne = Callable[[Tensor, Tensor | float, int], Tensor]
+"""Softmax reads (B, H, 1, D) by one query of each text (B, H, 1, D), with a scale of the scores, (H, 1) or one number,
+of so many stored pairs, the oldest: what a cache has where it knows a faster way than `attend`."""
 
 
 def leak_rate(theta: Tensor) -> Tensor:
@@ -183,7 +189,7 @@ def strict_past_read(
     values: Tensor,
     beta: Tensor,
     dropout: float = 0.0,
-    newest: Tensor | None = None,
+    attend_one: AttendOne | None = None,
 ) -> Tensor:
     """Kernel regression over the strict past (v1, contextual memory), for the newest T of S + 1 positions.
 
@@ -196,7 +202,7 @@ def strict_past_read(
         keys, values: (B, H, S, D) with S >= T.
         beta: (H,) inverse bandwidth, or (H, T) where it depends on the position.
         dropout: probability of dropping a retrieval weight.
-        newest: see `attend`.
+        attend_one: see `attend`.
 
     Returns:
         (B, H, T, D) in the dtype of `values`.
@@ -204,7 +210,7 @@ def strict_past_read(
     T, S = queries.shape[2], keys.shape[2]
     scale = beta.view(len(beta), -1)
     if T == 1:
-        return attend(queries, keys, values, dropout, scale=scale, newest=newest)
+        return attend(queries, keys, values, dropout, scale=scale, attend_one=attend_one)
     if T == S:
         return attend(queries, keys, values, dropout, is_causal=True, scale=scale)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
@@ -261,23 +267,20 @@ def attend(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: Tensor | float = 1.0,
-    newest: Tensor | None = None,
+    attend_one: AttendOne | None = None,
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are. The scale of the scores may
     also be (H, 1) or (H, T); the dtype of queries and keys may then be another than that of the values.
 
     On a CPU our own loops do it in two cases: no fused kernel drops weights there, and torch's own way spends most of
-    the time on random numbers; and those for bfloat16 are slow, as are causal ones for float32. Pairs that lie turned
-    (`layout`) are read by plain products if there is one query, and else are turned back. So are pairs on a GPU, where
-    a library that plans its attention anew for each number of pairs takes ten times as long over it (docs/log.md).
+    the time on random numbers; and those for bfloat16 are slow, as are causal ones for float32. On a GPU a single query
+    reads by plain products, for a library that plans its attention anew for each number of pairs takes ten times as
+    long over it (docs/log.md).
 
-    On a GPU keys and values may be buffers with room for more pairs than there are: then `newest` (1,) is the place of
-    the newest one, there is one query, and nothing is dropped.
+    A cache that knows a faster way for single queries hands it over as `attend_one`.
     """
-    if newest is not None:
-        from mosaic_cli.core.kernels import decoding
-
-        return decoding.attend_stored(queries, keys, values, scale, newest)
+    if attend_one is not None and queries.shape[2] == 1 and not dropout and not queries.requires_grad:
+        return attend_one(queries, scale, keys.shape[2])
     past = keys.shape[2] if is_causal else None
     if not dropout and attn_mask is None and kernels.attention_serves(queries, past):
         from mosaic_cli.core.kernels import attention
@@ -287,10 +290,9 @@ def attend(
         return attention.attend(queries, keys, values, scale)
     if isinstance(scale, Tensor):
         queries, keys, scale = (queries * scale[..., None]).to(values.dtype), keys.to(values.dtype), 1.0
-    turned = layout.is_turned(keys)
-    if queries.shape[2] == 1 and not dropout and (turned or keys.is_cuda):
+    if queries.shape[2] == 1 and not dropout and keys.is_cuda:
         return _attend_by_products(queries if scale == 1 else queries * scale, keys, values)
-    if turned:
+    if layout.is_turned(keys):  # slots
         keys, values = keys.contiguous(), values.contiguous()
     if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)

@@ -9,7 +9,7 @@ from mosaic_cli.core.cache import AttentionCache, FixedPairs, GrowingPairs
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.feedforward import MLP
 from mosaic_cli.core.linear import Linear, Output, linear
-from mosaic_cli.core.ops import attend, join_heads
+from mosaic_cli.core.ops import AttendOne, attend, join_heads
 from mosaic_cli.errors import UsageError
 
 
@@ -20,10 +20,10 @@ class CausalRead(nn.Module):
         super().__init__()
         self.dropout = config.dropout
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, newest: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, attend_one: AttendOne | None = None) -> Tensor:
         """The newest T of S positions: queries (B, H, T, D), keys and values (B, H, S, D) -> reads (B, H, T, D).
 
-        For `newest` see `ops.attend`.
+        For `attend_one` see `ops.attend`.
         """
         T, S = queries.shape[2], keys.shape[2]
         mask: dict[str, object] = {}
@@ -32,7 +32,7 @@ class CausalRead(nn.Module):
         elif T > 1:
             mask = {"attn_mask": torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)}
         dropout = self.dropout if self.training else 0.0
-        return attend(queries, keys, values, dropout, scale=queries.shape[-1] ** -0.5, newest=newest, **mask)
+        return attend(queries, keys, values, dropout, scale=queries.shape[-1] ** -0.5, attend_one=attend_one, **mask)
 
 
 class CausalAttention(nn.Module):
@@ -49,11 +49,11 @@ class CausalAttention(nn.Module):
         """x (B, T, C) -> (B, T, C)."""
         projected = self.project(x).view(*x.shape[:2], 3, self.num_heads, -1)
         queries, keys, values = projected.permute(2, 0, 3, 1, 4).unbind()
-        newest = None
+        attend_one = None
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, H, S, D)
-            newest = cache.newest
-        reads = self.read(queries, keys, values, newest=newest)  # (B, H, T, D)
+            attend_one = cache.attend_one
+        reads = self.read(queries, keys, values, attend_one=attend_one)  # (B, H, T, D)
         return self.output(join_heads(reads))
 
 
@@ -79,6 +79,8 @@ class Transformer(nn.Module):
     Args:
         config: with `vocab_size` set.
     """
+
+    loops = False  # for the head and for caches, see `linear` and `GrowingPairs`
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -122,11 +124,11 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (B, T, V) of hidden states (B, T, C)."""
-        return linear(hidden, self.embedding.weight)
+        return linear(hidden, self.embedding.weight, self.loops)
 
     def make_cache(self) -> AttentionCache:
         """An empty cache. It takes batch size, dtype and device from what it first stores."""
-        return AttentionCache([GrowingPairs() for _ in self.blocks])
+        return AttentionCache([GrowingPairs(loops=self.loops) for _ in self.blocks])
 
     def begin_step(self, seed: int, step: int) -> None:
         """A training step of a transformer draws nothing but dropout."""

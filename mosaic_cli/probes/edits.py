@@ -172,9 +172,9 @@ class EditedRead(nn.Module):
     def window(self) -> None:
         """A cache made meanwhile holds all pairs, so that a pair's place is its number; see `whole_cache`."""
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *_: Tensor, newest: None = None) -> Tensor:
-        """As the module stood in for: queries (B, H, T, D) -> reads (B, H, T, D). A cache's scalars are not used, and
-        nothing is recorded, so all pairs that come are there."""
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, *_: Tensor, attend_one: None = None) -> Tensor:
+        """As the module stood in for: queries (B, H, T, D) -> reads (B, H, T, D). What a cache has ready for faster
+        reads is not used: it knows nothing of the change."""
         inner, change = self._inner[0], self._change
         window = None
         if isinstance(inner, SlotRead):

@@ -5,9 +5,15 @@ import math
 import pytest
 import torch
 
-from mosaic_cli.core import layout, reference
+from mosaic_cli.core import kernels, layout, linear, reference
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.model import arrange_for_decoding, build_model, count_parameters, next_token_loss
+from mosaic_cli.core.model import (
+    WORTH_LOADING,
+    arrange_for_decoding,
+    build_model,
+    count_parameters,
+    next_token_loss,
+)
 from mosaic_cli.errors import UsageError
 
 KINDS = ["mosaic", "transformer"]
@@ -67,8 +73,7 @@ def test_cached_equals_full_for_any_split(kind, split):
 
 @pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
 @pytest.mark.parametrize("split", [[1] * 150, [149, 1], [3, 64, 1, 70, 12]], ids=str)
-def test_many_pairs_and_arranged_slots_are_read_as_few_are(kind, changes, split, monkeypatch):
-    monkeypatch.setattr(layout, "MANY", 1)
+def test_arranged_slots_are_read_as_they_were(kind, changes, split):
     model, tokens = _model(kind, **changes).double(), _tokens(150, B=1)
     whole = model(tokens)
     arrange_for_decoding(model)
@@ -79,6 +84,31 @@ def test_many_pairs_and_arranged_slots_are_read_as_few_are(kind, changes, split,
         torch.testing.assert_close(model(tokens), whole, rtol=0, atol=1e-11)
     lying = [layout.is_turned(tensor) for name, tensor in model.named_parameters() if "slot_" in name]
     assert all(lying) and len(lying) == (4 if kind == "mosaic" and not changes else 0)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
+@pytest.mark.parametrize("split", [[1] * 150, [149, 1], [3, 64, 1, 70, 12]], ids=str)
+@pytest.mark.parametrize("B", [1, 9])
+def test_loops_for_long_texts_read_as_the_plain_functions_do(kind, changes, split, B, monkeypatch):
+    for limit in ("QUANTISED", "WEIGHTS"):
+        monkeypatch.setattr(kernels, limit, 1)
+    monkeypatch.setattr(linear, "WORTH_LOOPS", 1)
+    model, tokens = _model(kind, **{"d_model": 16} | changes), _tokens(150, B=B)
+    whole = model.double()(tokens)
+    arrange_for_decoding(model.float(), tokens=10**9)
+    cache = model.make_cache()
+    with torch.inference_mode():
+        cached = torch.cat([model(part, cache) for part in tokens.split(split, dim=1)], dim=1)
+    torch.testing.assert_close(cached.double(), whole, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loops_are_loaded_for_much_work(kind):
+    model = _model(kind)
+    arrange_for_decoding(model, tokens=WORTH_LOADING // count_parameters(model))
+    assert not any(module.loops for module in model.modules() if hasattr(module, "loops"))
+    arrange_for_decoding(model, tokens=WORTH_LOADING // count_parameters(model) + 1)
+    assert all(module.loops for module in model.modules() if hasattr(module, "loops")) and model.loops
 
 
 def test_mosaic_reads_past_its_context():

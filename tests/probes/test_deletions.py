@@ -94,7 +94,7 @@ class _Loops(torch.nn.Module):
     def scalars(self):
         return ()
 
-    def forward(self, queries, keys, values, *_, newest=None):
+    def forward(self, queries, keys, values, *_, attend_one=None):
         (inner,) = self.inner
         beta = ops.inverse_bandwidth(inner.bandwidth) if hasattr(inner, "bandwidth") else None
         reads = torch.zeros_like(queries)

@@ -13,6 +13,9 @@ from mosaic_cli.core.config import ModelConfig
 HAS_TRITON = find_spec("triton") is not None
 LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a past in float32 are worth compiling
 MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
+LEAST_ROWS, MOST_ROWS = 8, 64  # of a product by `few_rows`
+WEIGHTS = 2**16  # of its matrix at least
+QUANTISED = 2**19  # numbers that a buffer of keys has room for, from which on a single query reads them in 16 bits
 
 
 def serves(x: torch.Tensor) -> bool:
@@ -35,6 +38,22 @@ def loops_serve(x: torch.Tensor) -> bool:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return torch.is_grad_enabled() or (x.numel() >= MANY and product_dtype(x) == torch.bfloat16)
+
+
+def quantised_serve(buffer: torch.Tensor) -> bool:
+    """Whether `quantised` reads a buffer of stored keys or values (B, H, capacity, D): a large one, in float32, on a
+    CPU."""
+    fits = buffer.device.type == "cpu" and buffer.dtype == torch.float32 and buffer.shape[-1] % 4 == 0
+    return fits and buffer.numel() >= QUANTISED and not buffer.requires_grad
+
+
+def few_rows_serve(rows: int, dtype: torch.dtype, weight: torch.Tensor) -> bool:
+    """Whether `few_rows` multiplies a matrix with so many rows of this dtype on a CPU, in float32: with one, or with a
+    few more than torch is quick at if the matrix is of some size and there is a tile for the processor."""
+    if not dtype == weight.dtype == torch.float32:
+        return False
+    several = LEAST_ROWS <= rows <= MOST_ROWS and weight.numel() >= WEIGHTS
+    return rows == 1 or (several and _has_tile(torch.float32))
 
 
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mosaic_cli.core import kernels
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import bits, exp, number, stored
+from mosaic_cli.core.kernels.halves import bits, exp, number, powers, stored
 from mosaic_cli.core.kernels.tile import (
     COLUMNS,
     ROWS,
@@ -135,30 +135,6 @@ def _first(t, S, seen, window):
     return min(max(0, t + seen - window), S - 1)
 
 
-@inner
-def _greatest(scores):
-    """The largest of some float32, or what is not a number.
-
-    Integers compare as the floats of the same bits do, once the lower bits of negative ones are turned: a maximum of
-    floats would be taken one by one, for the sake of what is not a number.
-    """
-    turned, ordered, highest = np.int32(0x7FFFFFFF), scores.view(np.int32), np.int32(-0x80000000)
-    for s in range(len(scores)):
-        highest = max(highest, np.int32(ordered[s] ^ (np.int32(ordered[s] >> np.int32(31)) & turned)))
-    return np.int32(highest ^ (np.int32(highest >> np.int32(31)) & turned)).view(np.float32)
-
-
-@inner
-def _powers(scores, scale, weights):
-    """Fill a query's weights with e^(scale score), over the greatest; returns their sum and the greatest score."""
-    greatest, total = _greatest(scores), np.float32(0)
-    for s in range(len(scores)):
-        power = exp((scores[s] - greatest) * scale)
-        weights[s] = stored(power, weights)
-        total += power
-    return total, greatest
-
-
 @loops
 def _forward(
     queries, query_steps, keys, key_steps, values, value_steps, scales, reads, logs, S, seen, window, most_parts
@@ -183,7 +159,7 @@ def _forward(
                 for row in range(rows):
                     own, end = _own_span(start + row, S, seen, window, first)
                     weight, scale = weights[row, : last - first], scales[b, h, start + row]
-                    totals[row], greatest = _powers(scores[row, own:end], scale, weight[own:end])
+                    totals[row], greatest = powers(scores[row, own:end], scale, weight[own:end])
                     _clear_but(weight, own, end)
                     logs[b, h, start + row] = greatest * scale + np.log(totals[row])
                 weight_words = words(weights)[:, : in_words(last - first, weights)]

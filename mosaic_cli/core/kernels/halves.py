@@ -66,3 +66,27 @@ def _number(stored):
 @overload(stored)
 def _stored(number, array):
     return (lambda number, array: narrow(number)) if array.dtype == types.uint16 else (lambda number, array: number)
+
+
+@inner
+def greatest_of(scores):
+    """The largest of some float32, or what is not a number.
+
+    Integers compare as the floats of the same bits do, once the lower bits of negative ones are turned: a maximum of
+    floats would be taken one by one, for the sake of what is not a number.
+    """
+    turned, ordered, highest = np.int32(0x7FFFFFFF), scores.view(np.int32), np.int32(-0x80000000)
+    for s in range(len(scores)):
+        highest = max(highest, np.int32(ordered[s] ^ (np.int32(ordered[s] >> np.int32(31)) & turned)))
+    return np.int32(highest ^ (np.int32(highest >> np.int32(31)) & turned)).view(np.float32)
+
+
+@inner
+def powers(scores, scale, weights):
+    """Fill a query's weights with e^(scale score), over the greatest; returns their sum and the greatest score."""
+    greatest, total = greatest_of(scores), np.float32(0)
+    for s in range(len(scores)):
+        power = exp((scores[s] - greatest) * scale)
+        weights[s] = stored(power, weights)
+        total += power
+    return total, greatest

@@ -58,6 +58,8 @@ TILES = {
     types.uint32: Tile(8, 32, 16, INT, True),
     types.float32: Tile(8, 32, 16, FLOAT, False) if wide() else Tile(4, 16, 8, FLOAT, False),
 }
+FEW = Tile(8, 16, 16, FLOAT, False) if wide() else Tile(4, 16, 8, FLOAT, False)
+FEW_ROWS, FEW_COLUMNS = FEW.rows, FEW.columns
 
 
 @cache
@@ -266,6 +268,11 @@ def multiply_add(left, right, product):
     """product (M, N) += left right, for words (M, K) and right (K or more, N); M is a multiple of 8, N of 32."""
 
 
+def multiply_few(left, right, product):
+    """product = left right in float32, of the size of the tile FEW, for rows left (FEW_ROWS, K) and right (K,
+    FEW_COLUMNS): where all columns there are fit one tile, wide ones are half empty."""
+
+
 @overload(multiply)
 def _multiply(left, right, product):
     return _tiled(TILES[left.dtype], add=False)
@@ -274,6 +281,11 @@ def _multiply(left, right, product):
 @overload(multiply_add)
 def _multiply_add(left, right, product):
     return _tiled(TILES[left.dtype], add=True)
+
+
+@overload(multiply_few)
+def _multiply_few(left, right, product):
+    return _tiled(FEW, add=False)
 
 
 def _tiled(tile: Tile, add: bool):

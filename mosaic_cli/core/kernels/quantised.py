@@ -1,0 +1,188 @@
+"""Reading many stored pairs by one query of each text, as in decoding on a CPU, in half the bytes.
+
+Such a read does little with a pair, so it takes as long as the pairs take to come from memory. They are kept twice, as
+they are and in 16 bits a number, and read in 16 bits but for the few that have most of the say.
+
+A vector x is kept as the integers nearest to x / s, where s = max |x_d| / 32767. An error of delta in the scores
+changes a read by about delta sqrt(sum of the squared weights). Pairs of a weight over 1/128 are read as they are, which
+are 127 at most: the squares of the others sum to less than 1/128, so that an eleventh of delta is left.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
+from mosaic_cli.core.kernels.halves import exp, greatest_of, powers
+from mosaic_cli.core.kernels.prefetch import request_once
+
+BLOCK = 64  # pairs whose keys lie together, dimension by dimension, so that a query meets a run of them at a time
+LARGEST = np.float32(32767)  # integer of 16 bits
+MOST_HEAVY = 128  # pairs are read as they are: those whose weight is more than one in so many
+AHEAD = 4096  # bytes that are asked for before they are needed
+
+
+class _Vectors(NamedTuple):
+    keys: np.ndarray
+    values: np.ndarray
+
+
+class QuantisedPairs:
+    """A copy in 16 bits of pairs in buffers (B, H, capacity, D), float32 and contiguous, which stay where they are."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        B, H, capacity, D = keys.shape
+        blocks = -(-capacity // BLOCK)
+        self._whole = _Vectors(*(buffer.detach().flatten(0, 1).numpy() for buffer in (keys, values)))
+        self._integers = _Vectors(
+            np.zeros((B * H, blocks, D, BLOCK), np.int16), np.zeros((B * H, blocks * BLOCK, D), np.int16)
+        )
+        self._steps = _Vectors(*(np.zeros((B * H, blocks * BLOCK), np.float32) for _ in range(2)))  # s
+        self._copied = 0  # pairs
+
+    def attend(self, queries: Tensor, scale: Tensor | float, count: int) -> Tensor:
+        """Softmax reads (B, H, 1, D) of the first `count` > 0 pairs; queries (B, H, 1, D), scale one number or (H, 1).
+
+        Pairs that were not read before are copied first.
+        """
+        B, H, _, D = queries.shape
+        scaled = queries * (scale[..., None] if isinstance(scale, Tensor) else scale)
+        reads = torch.empty(B * H, D)
+        pairs, threads = (*self._whole, *self._integers, *self._steps), torch.get_num_threads()
+        run(_attend, scaled.view(B * H, D), *pairs, self._copied, count, threads, reads)
+        self._copied = max(self._copied, count)
+        return reads.view(queries.shape)
+
+
+@inner
+def _quantise(vector, integers):
+    """Fill with the integers that stand for a vector; returns the step between them, which is not a number where one of
+    the vector's is not finite."""
+    largest, total = np.float32(0), np.float32(0)
+    for d in range(len(vector)):
+        largest = max(largest, abs(vector[d]))
+        total += abs(vector[d])
+    if not np.isfinite(total):
+        integers[:] = 0
+        return np.float32(np.nan)
+    inverse = LARGEST / largest if largest > 0 else np.float32(0)
+    for d in range(len(vector)):
+        integers[d] = np.int16(np.rint(vector[d] * inverse))
+    return largest / LARGEST
+
+
+@inner
+def _copy(keys, values, key_integers, value_integers, key_steps, value_steps, start, stop):
+    """Copy the pairs number `start` to `stop` - 1 of a row."""
+    for place in range(start, stop):
+        block, column = place // BLOCK, place % BLOCK
+        key_steps[place] = _quantise(keys[place], key_integers[block, :, column])
+        value_steps[place] = _quantise(values[place], value_integers[place])
+
+
+@inner
+def _score(query, keys, steps, scores):
+    """Scores (n,) for a query (D,) of keys (n / BLOCK, D, BLOCK) in integers; n and D are multiples of BLOCK and 4."""
+    for block in range(len(keys)):
+        place = scores[block * BLOCK : (block + 1) * BLOCK]
+        place[:] = 0
+        for d in range(0, len(query), 4):
+            a, b, c, e = keys[block, d], keys[block, d + 1], keys[block, d + 2], keys[block, d + 3]
+            request_once(a, AHEAD, 4 * a.nbytes)
+            p, q, r, t = query[d], query[d + 1], query[d + 2], query[d + 3]
+            for i in range(BLOCK):
+                place[i] += p * np.float32(a[i]) + q * np.float32(b[i]) + r * np.float32(c[i]) + t * np.float32(e[i])
+    for i in range(len(scores)):
+        scores[i] *= steps[i]
+
+
+@inner
+def _add_values(weights, values, read):
+    """read (D,) += the weighted sum of values (n, D) in integers; n is a multiple of 4."""
+    for i in range(0, len(weights), 4):
+        a, b, c, e = values[i], values[i + 1], values[i + 2], values[i + 3]
+        request_once(a, AHEAD, 4 * a.nbytes)
+        p, q, r, t = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+        for d in range(len(read)):
+            read[d] += p * np.float32(a[d]) + q * np.float32(b[d]) + r * np.float32(c[d]) + t * np.float32(e[d])
+
+
+@inner
+def _attend_some(query, keys, values, key_integers, value_integers, key_steps, value_steps, first, stop, read):
+    """Fill read (D,) with the sum of the values number `first` to `stop` - 1 by their weights, which are e^(score - m);
+    returns m, the largest score, and the sum of the weights. `first` is a multiple of BLOCK."""
+    blocks, count = -(-stop // BLOCK), stop - first
+    weights = np.zeros(blocks * BLOCK - first, np.float32)
+    _score(query, key_integers[first // BLOCK : blocks], key_steps[first:], weights)
+    total, largest = powers(weights[:count], np.float32(1), weights[:count])
+    weights[count:] = 0
+    read[:] = 0
+    heavy, found = np.empty(MOST_HEAVY, np.int64), 0
+    least = total / MOST_HEAVY
+    for start in range(0, len(weights), BLOCK):
+        here = 0
+        for weight in weights[start : start + BLOCK]:
+            here += weight > least
+        if here:
+            for i in range(start, start + BLOCK):
+                if weights[i] > least:
+                    heavy[found] = i
+                    found += 1
+                    request_once(keys[first + i], 0, keys[0].nbytes)
+                    request_once(values[first + i], 0, values[0].nbytes)
+    for i in heavy[:found]:
+        key, value = keys[first + i], values[first + i]
+        score = np.float32(0)
+        for d in range(len(query)):
+            score += query[d] * key[d]
+        weight = exp(score - largest)
+        for d in range(len(read)):
+            read[d] += weight * value[d]
+        total += weight - weights[i]
+        weights[i] = 0
+    for i in range(count):
+        weights[i] *= value_steps[first + i]
+    _add_values(weights, value_integers[first:], read)
+    return largest, total
+
+
+@inner
+def _parts_for(rows, threads):
+    """In how many parts to cut each of so many rows."""
+    return 1 if rows % threads == 0 else threads
+
+
+@inner
+def _join(sums, largest, totals, read):
+    """Fill read (D,) with the weighted mean of all values, for the sums (parts, D) of the values of each part by their
+    weights, e^(score - largest of the part), and the totals of those."""
+    most, total = greatest_of(largest), np.float32(0)
+    read[:] = 0
+    for part in range(len(sums)):
+        weight = exp(largest[part] - most)
+        total += weight * totals[part]
+        for d in range(len(read)):
+            read[d] += weight * sums[part, d]
+    for d in range(len(read)):
+        read[d] /= total
+
+
+@loops
+def _attend(queries, keys, values, key_integers, value_integers, key_steps, value_steps, copied, count, threads, reads):
+    """Fill reads (rows, D) of the first `count` pairs of each row by queries (rows, D), already scaled."""
+    rows, D = queries.shape
+    share = -(-count // (_parts_for(rows, threads) * BLOCK)) * BLOCK
+    parts = -(-count // share)
+    sums = np.empty((rows * parts, D), np.float32)
+    largest, total = np.empty(rows * parts, np.float32), np.empty(rows * parts, np.float32)
+    for task in prange(rows * parts):
+        row, part = task // parts, task % parts
+        first, stop = part * share, min(count, (part + 1) * share)
+        request_once(key_integers[row, first // BLOCK], 0, AHEAD)
+        pairs = (keys[row], values[row], key_integers[row], value_integers[row], key_steps[row], value_steps[row])
+        _copy(*pairs, max(first, copied), stop)
+        largest[task], total[task] = _attend_some(queries[row], *pairs, first, stop, sums[task])
+    for task in range(0, rows * parts, parts):
+        _join(sums[task : task + parts], largest[task : task + parts], total[task : task + parts], reads[task // parts])
