@@ -203,8 +203,11 @@ def _backward(
         keys_turned, keys_down = turned(words(key_rows)), down(key_rows)
         values_turned = turned(words(_rows(values, value_steps, b, h, 0, S, D)))
         by_values_turned, by_keys_turned = by_pairs[0, piece], by_pairs[1, piece]
-        _clear(by_values_turned)
-        _clear(by_keys_turned)
+        # where all queries see all pairs, the first block of them leaves nothing to clear
+        whole = seen >= S and window >= T + S and part * BLOCK < T
+        if not whole:
+            _clear(by_values_turned)
+            _clear(by_keys_turned)
         products, results = np.empty((2, ROWS, size), np.float32), np.empty((2, ROWS, size), queries.dtype)
         scores, by_weights = products[0], products[1]
         weights, by_scores = results[0], results[1]
@@ -247,8 +250,12 @@ def _backward(
                 for t in range(start, min(start + ROWS, stop)):
                     for d in range(D):
                         by_queries[b, t, h, d] = stored(read[t - start, d], by_queries)
-            multiply_add(turned(down(given)), laid[0], by_values_turned[:, begin:end])
-            multiply_add(turned(down(asked)), laid[1], by_keys_turned[:, begin:end])
+            if whole and block == part * BLOCK:
+                multiply(turned(down(given)), laid[0], by_values_turned)
+                multiply(turned(down(asked)), laid[1], by_keys_turned)
+            else:
+                multiply_add(turned(down(given)), laid[0], by_values_turned[:, begin:end])
+                multiply_add(turned(down(asked)), laid[1], by_keys_turned[:, begin:end])
     for head in prange(B * H):
         b, h = head // H, head % H
         _add_up(by_pairs[0, head * parts : (head + 1) * parts], by_values, b, h)

@@ -23,8 +23,10 @@ from numba.extending import intrinsic, overload
 
 from mosaic_cli.core.kernels.compiled import inner
 from mosaic_cli.core.kernels.halves import narrow
+from mosaic_cli.core.kernels.prefetch import request_once
 
 ROWS, COLUMNS = 8, 32  # of a product, which may have a multiple of them
+AHEAD = 32  # rows that are asked for before they are copied
 LINE = 16  # words in a line of the cache
 INT, FLOAT, ADDRESS = ir.IntType(32), ir.FloatType(), ir.IntType(64)
 
@@ -122,7 +124,9 @@ def matrix(run, start, step, count, width):
     multiples of 32, which tiles cover."""
     rows = np.zeros((count + -count % COLUMNS, width + -width % COLUMNS), run.dtype)
     for n in range(count):
-        copy(run[start + n * step : start + n * step + width], rows[n])
+        row = run[start + n * step : start + n * step + width]
+        request_once(row, AHEAD * row.itemsize * step, row.nbytes)
+        copy(row, rows[n])
     return rows
 
 
@@ -260,8 +264,8 @@ def _tile(tile: Tile, add: bool):
 
 
 def multiply(left, right, product):
-    """product (8, N) = left right, for the first 8 rows of words left (., K), K > 0, and right (K or more, N), which
-    is a matrix `down` its columns; N is a multiple of 32."""
+    """product (M, N) = left right, for the first M rows of words left (., K), K > 0, and right (K or more, N), which
+    is a matrix `down` its columns; M is a multiple of 8, N of 32."""
 
 
 def multiply_add(left, right, product):
