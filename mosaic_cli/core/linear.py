@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mosaic_cli.core import kernels
 
-WORTH_LOOPS = 2**17  # weights from which on one row is worth it to wake another thread
+WORTH_LOOPS = 2**16  # weights from which on one row is worth it to wake another thread
 WORTH_PARTS = 2**19  # from which on parts pay, being more than a core's own cache holds
 FEW_ROWS = 64  # up to which the transposed product is the faster one on a CPU
 
