@@ -12,6 +12,7 @@ from mosaic_cli.commands.prompt import read_prompt
 if TYPE_CHECKING:
     from mosaic_cli.generation import Writer
 
+LOOPS = ", much to write: by loops, which the first tokens compile unless they were before"
 EPILOG = 'Example: mosaic generate --ckpt quickstart "Once upon a time" --max-new-tokens 200'
 
 
@@ -52,8 +53,8 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p)
     placement = choose_placement(device, dtype, decoding=True)
     trained = load_trained(ckpt, placement)
-    arrange_for_decoding(trained.model, placement.dtype, tokens=n * max_new_tokens)
-    display.note(f"{trained.checkpoint}, {placement.reason}")
+    loops = arrange_for_decoding(trained.model, placement.dtype, tokens=n * max_new_tokens)
+    display.note(f"{trained.checkpoint}, {placement.reason}{LOOPS if loops else ''}")
     writer = Writer(
         trained.model,
         trained.tokenizer,

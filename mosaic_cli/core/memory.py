@@ -74,7 +74,9 @@ class PairRead(_Kernel):
 
 
 class SlotRead(_Kernel):
-    """Retrieval from learned pairs."""
+    """Retrieval from learned pairs. For `loops` see `ops.slot_read`."""
+
+    loops = False
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -89,7 +91,7 @@ class SlotRead(_Kernel):
         `beta` and `alpha` (H,) are this module's own scalars, where a cache has them ready.
         """
         beta, alpha = self.scalars() if beta is None else (beta, alpha)
-        return ops.slot_read(queries, keys, values, beta, alpha, self.dropout if self.training else 0.0)
+        return ops.slot_read(queries, keys, values, beta, alpha, self.dropout if self.training else 0.0, self.loops)
 
     def scalars(self) -> tuple[Tensor, Tensor]:
         """beta and alpha (H,)."""

@@ -36,27 +36,33 @@ def build_model(config: ModelConfig) -> Mosaic | Transformer:
     return {"mosaic": Mosaic, "transformer": Transformer}[config.kind](config)
 
 
-def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32, tokens: int = 0) -> None:
+def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32, tokens: int = 0) -> bool:
     """Have a model read its weights faster, one token at a time, in place.
 
-    On a CPU slots lie in another order. Elsewhere matrices are rounded to the dtype of products once, not for each
-    token; embeddings, which products do not take, are rounded with them.
+    On a CPU slots lie in another order, unless loops read them. Elsewhere matrices are rounded to the dtype of products
+    once, not for each token; embeddings, which products do not take, are rounded with them.
     Not for a model that is trained on: its steps would round otherwise than those of the run it came from.
 
     Args:
         dtype: of products.
         tokens: how many are going to be decoded, of all texts together. If that is much work for a CPU, large matrices
-            and memories are read by compiled loops, which take half a second to load.
+            and memories may be read by compiled loops, which take half a second to load.
+
+    Returns:
+        Whether they may be.
     """
-    for parameter in model.parameters():
-        if parameter.device.type != "cpu" and parameter.dim() > 1:
-            parameter.data = parameter.data.to(dtype)
+    if next(model.parameters()).device.type != "cpu":
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data = parameter.data.to(dtype)
+        return False
     loops = tokens * count_parameters(model) >= WORTH_LOADING
     for module in model.modules():
         if hasattr(module, "loops"):
             module.loops = loops
-        if isinstance(module, PersistentMemory) and module.slot_keys.device.type == "cpu":
+        if isinstance(module, PersistentMemory) and not loops:
             module.turn_slots()
+    return loops
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

@@ -218,7 +218,13 @@ def strict_past_read(
 
 
 def slot_read(
-    queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor, dropout: float = 0.0
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    beta: Tensor,
+    alpha: Tensor,
+    dropout: float = 0.0,
+    loops: bool = False,
 ) -> Tensor:
     """alpha times the kernel regression over learned pairs, all of them at every position (v1, persistent memory).
 
@@ -230,6 +236,7 @@ def slot_read(
         keys, values: (H, M, D).
         beta, alpha: (H,) inverse bandwidth and scale of the answer.
         dropout: probability of dropping a retrieval weight.
+        loops: whether compiled loops may serve a single token, see `linear.linear`.
 
     Returns:
         (B, H, T, D) in the dtype of products.
@@ -240,8 +247,13 @@ def slot_read(
         from mosaic_cli.core.kernels import decoding
 
         return decoding.attend_slots(queries, keys.to(dtype), values.to(dtype), beta, alpha)
+    plainly = T == 1 and not dropout and queries.device.type == "cpu" and not torch.is_grad_enabled()
+    if plainly and loops and kernels.slots_serve(queries, keys, dtype):
+        from mosaic_cli.core.kernels import slots
+
+        return slots.read_slots(queries, keys, values, beta, alpha)
     beta, alpha = beta.view(-1, 1, 1), alpha.view(-1, 1, 1)
-    if T == 1 and not dropout and queries.device.type == "cpu" and not torch.is_grad_enabled():
+    if plainly:
         # decoding: two plain products for all texts of the batch take fewer steps than the fused one
         asked = (queries.squeeze(2).transpose(0, 1) * beta).to(dtype)  # (H, B, D)
         reads = torch.bmm(torch.softmax(torch.bmm(asked, keys.mT), dim=-1), values) * alpha

@@ -2,6 +2,8 @@
 
 import pytest
 
+from mosaic_cli.core import kernels, linear, model
+
 TINY = ("generate", "--ckpt", "tiny")
 
 
@@ -45,6 +47,18 @@ def test_a_seed_decides_the_text(world, mosaic):
         for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_much_to_write_is_written_by_loops(world, mosaic, monkeypatch):
+    arguments = (*TINY, "the", "-n", 8, "--temperature", 0, "--max-new-tokens", 20)
+    plain = mosaic(*arguments)
+    monkeypatch.setattr(model, "WORTH_LOADING", 1)
+    for limit in ("QUANTISED", "WEIGHTS"):
+        monkeypatch.setattr(kernels, limit, 1)
+    monkeypatch.setattr(linear, "WORTH_LOOPS", 1)
+    looped = mosaic(*arguments)
+    assert looped.code == 0 and looped.out == plain.out
+    assert "by loops" in looped.err and "by loops" not in plain.err
 
 
 def test_a_stop_text_ends_it(world, mosaic):

@@ -14,7 +14,7 @@ HAS_TRITON = find_spec("triton") is not None
 LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a past in float32 are worth compiling
 MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
 LEAST_ROWS, MOST_ROWS = 8, 64  # of a product by `few_rows`
-WEIGHTS = 2**16  # of its matrix at least
+WEIGHTS = 2**16  # numbers at least of its matrix, and of the slots that `slots` reads
 QUANTISED = 2**19  # numbers that a buffer of keys has room for, from which on a single query reads them in 16 bits
 
 
@@ -54,6 +54,13 @@ def few_rows_serve(rows: int, dtype: torch.dtype, weight: torch.Tensor) -> bool:
         return False
     several = LEAST_ROWS <= rows <= MOST_ROWS and weight.numel() >= WEIGHTS
     return rows == 1 or (several and _has_tile(torch.float32))
+
+
+def slots_serve(queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether `slots` reads slots (H, M, D) by queries (B, H, 1, D) on a CPU, with products in this dtype: many, by one
+    text, in float32; and as they lie in training."""
+    many = keys.numel() >= WEIGHTS and keys.is_contiguous()
+    return many and len(queries) == 1 and queries.dtype == keys.dtype == dtype == torch.float32
 
 
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import exp, greatest_of, powers
+from mosaic_cli.core.kernels.halves import exp, powers
+from mosaic_cli.core.kernels.parts import join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
 
 BLOCK = 64  # pairs whose keys lie together, dimension by dimension, so that a query meets a run of them at a time
@@ -148,32 +149,11 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
     return largest, total
 
 
-@inner
-def _parts_for(rows, threads):
-    """In how many parts to cut each of so many rows."""
-    return 1 if rows % threads == 0 else threads
-
-
-@inner
-def _join(sums, largest, totals, read):
-    """Fill read (D,) with the weighted mean of all values, for the sums (parts, D) of the values of each part by their
-    weights, e^(score - largest of the part), and the totals of those."""
-    most, total = greatest_of(largest), np.float32(0)
-    read[:] = 0
-    for part in range(len(sums)):
-        weight = exp(largest[part] - most)
-        total += weight * totals[part]
-        for d in range(len(read)):
-            read[d] += weight * sums[part, d]
-    for d in range(len(read)):
-        read[d] /= total
-
-
 @loops
 def _attend(queries, keys, values, key_integers, value_integers, key_steps, value_steps, copied, count, threads, reads):
     """Fill reads (rows, D) of the first `count` pairs of each row by queries (rows, D), already scaled."""
     rows, D = queries.shape
-    share = -(-count // (_parts_for(rows, threads) * BLOCK)) * BLOCK
+    share = -(-count // (parts_for(rows, threads) * BLOCK)) * BLOCK
     parts = -(-count // share)
     sums = np.empty((rows * parts, D), np.float32)
     largest, total = np.empty(rows * parts, np.float32), np.empty(rows * parts, np.float32)
@@ -185,4 +165,4 @@ def _attend(queries, keys, values, key_integers, value_integers, key_steps, valu
         _copy(*pairs, max(first, copied), stop)
         largest[task], total[task] = _attend_some(queries[row], *pairs, first, stop, sums[task])
     for task in range(0, rows * parts, parts):
-        _join(sums[task : task + parts], largest[task : task + parts], total[task : task + parts], reads[task // parts])
+        join(sums[task : task + parts], largest[task : task + parts], total[task : task + parts], reads[task // parts])
