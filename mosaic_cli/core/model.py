@@ -13,7 +13,7 @@ from mosaic_cli.core.memory import PersistentMemory
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.core.transformer import Transformer
 
-WORTH_LOADING = 2**33  # tokens to be decoded times parameters to be read for each, for which loops are worth loading
+WORTH_LOADING = 2**34  # tokens to be decoded times parameters to be read for each, for which loops are worth a second
 
 
 class LanguageModel(Protocol):
@@ -46,7 +46,7 @@ def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32, t
     Args:
         dtype: of products.
         tokens: how many are going to be decoded, of all texts together. If that is much work for a CPU, large matrices
-            and memories may be read by compiled loops, which take half a second to load.
+            and memories may be read by compiled loops, which take a second to load.
 
     Returns:
         Whether they may be.
