@@ -1,5 +1,6 @@
 """`mosaic generate`: continue a prompt."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from mosaic_cli.commands.prompt import read_prompt
 if TYPE_CHECKING:
     from mosaic_cli.generation import Writer
 
-LOOPS = ", much to write: by loops, which the first tokens compile unless they were before"
+LOOPS = ", much to write: by loops, which are compiled unless they were before"
 EPILOG = 'Example: mosaic generate --ckpt quickstart "Once upon a time" --max-new-tokens 200'
 
 
@@ -42,6 +43,7 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Continue a prompt with a trained model, streaming to stdout."""
+    from mosaic_cli.core.kernels import load_for_decoding
     from mosaic_cli.core.model import arrange_for_decoding
     from mosaic_cli.device import choose_placement
     from mosaic_cli.generation import Sampling, Writer
@@ -55,6 +57,8 @@ def generate(
     trained = load_trained(ckpt, placement)
     loops = arrange_for_decoding(trained.model, placement.dtype, tokens=n * max_new_tokens)
     display.note(f"{trained.checkpoint}, {placement.reason}{LOOPS if loops else ''}")
+    if loops:
+        load_for_decoding()
     writer = Writer(
         trained.model,
         trained.tokenizer,
@@ -94,7 +98,6 @@ def _report(writer: "Writer", json: bool, printed: bool) -> None:
             display.result(f"--- {number} of {len(samples)} ({sample.stop_reason})\n{sample.prompt}{sample.text}")
     decode = writer.decode_tokens_per_second
     speed = f", decode {decode:,.0f} tokens/s" if decode else ""
-    display.note(
-        f"prefill {writer.prefill_tokens_per_second:,.0f} tokens/s{speed}; "
-        f"stopped: {', '.join(sample.stop_reason for sample in samples)}"
-    )
+    reasons = Counter(sample.stop_reason for sample in samples)
+    ends = next(iter(reasons)) if len(samples) == 1 else ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+    display.note(f"prefill {writer.prefill_tokens_per_second:,.0f} tokens/s{speed}; stopped: {ends}")

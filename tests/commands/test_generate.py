@@ -25,7 +25,10 @@ def test_what_is_streamed_is_the_prompt_and_the_text(world, mosaic):
 
 def test_several_samples(world, mosaic):
     arguments = (*TINY, "the", "-n", 3, "--max-new-tokens", 20)
-    samples = mosaic(*arguments, "--json").json["samples"]
+    result = mosaic(*arguments, "--json")
+    samples = result.json["samples"]
+    reasons = [sample["stop_reason"] for sample in samples]
+    assert all(f"{reasons.count(reason)} {reason}" in result.err for reason in reasons)
     assert len(samples) == 3 and len({sample["text"] for sample in samples}) > 1
     out = mosaic(*arguments).out
     assert all(f"--- {number} of 3" in out for number in (1, 2, 3)) and all("the" + s["text"] in out for s in samples)

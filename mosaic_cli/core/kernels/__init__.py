@@ -63,6 +63,18 @@ def slots_serve(queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -
     return many and len(queries) == 1 and queries.dtype == keys.dtype == dtype == torch.float32
 
 
+def load_for_decoding() -> None:
+    """Load the loops that decode long texts, or compile them, once: so that it is not counted as the first token's."""
+    from mosaic_cli.core.kernels import few_rows, quantised, slots
+
+    query, pairs, one = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, LEAST_ROWS, 4), torch.ones(1)
+    quantised.QuantisedPairs(pairs, pairs).attend(query, 1.0, 1)
+    slots.read_slots(query, pairs[0], pairs[0], one, one)
+    few_rows.linear(query, pairs[0, 0])
+    if _has_tile(torch.float32):
+        few_rows.linear(pairs, pairs[0, 0])
+
+
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:
     """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
     below which torch's own is quick and beyond which it wastes little, unless its products leave half of the registers
