@@ -16,13 +16,12 @@ from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
 from mosaic_cli.core.kernels.halves import exp, powers
-from mosaic_cli.core.kernels.parts import join, parts_for
+from mosaic_cli.core.kernels.parts import AHEAD, add_weighted, join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
 
 BLOCK = 64  # pairs whose keys lie together, dimension by dimension, so that a query meets a run of them at a time
 LARGEST = np.float32(32767)  # integer of 16 bits
 MOST_HEAVY = 128  # pairs are read as they are: those whose weight is more than one in so many
-AHEAD = 4096  # bytes that are asked for before they are needed
 
 
 class _Vectors(NamedTuple):
@@ -100,17 +99,6 @@ def _score(query, keys, steps, scores):
 
 
 @inner
-def _add_values(weights, values, read):
-    """read (D,) += the weighted sum of values (n, D) in integers; n is a multiple of 4."""
-    for i in range(0, len(weights), 4):
-        a, b, c, e = values[i], values[i + 1], values[i + 2], values[i + 3]
-        request_once(a, AHEAD, 4 * a.nbytes)
-        p, q, r, t = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-        for d in range(len(read)):
-            read[d] += p * np.float32(a[d]) + q * np.float32(b[d]) + r * np.float32(c[d]) + t * np.float32(e[d])
-
-
-@inner
 def _attend_some(query, keys, values, key_integers, value_integers, key_steps, value_steps, first, stop, read):
     """Fill read (D,) with the sum of the values number `first` to `stop` - 1 by their weights, which are e^(score - m);
     returns m, the largest score, and the sum of the weights. `first` is a multiple of BLOCK."""
@@ -145,7 +133,7 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
         weights[i] = 0
     for i in range(count):
         weights[i] *= value_steps[first + i]
-    _add_values(weights, value_integers[first:], read)
+    add_weighted(weights, value_integers[first : blocks * BLOCK], read)
     return largest, total
 
 

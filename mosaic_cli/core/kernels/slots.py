@@ -6,10 +6,8 @@ from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
 from mosaic_cli.core.kernels.halves import powers
-from mosaic_cli.core.kernels.parts import join, parts_for
+from mosaic_cli.core.kernels.parts import AHEAD, add_weighted, join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
-
-AHEAD = 8192  # bytes that are asked for before they are needed
 
 
 def read_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
@@ -53,13 +51,5 @@ def _read_some(query, keys, values, beta, read):
         weights[s] = score * beta
     total, greatest = powers(weights, np.float32(1), weights)
     read[:] = 0
-    fours = len(values) - len(values) % 4
-    for s in range(0, fours, 4):
-        request_once(values[s], AHEAD, 4 * values.strides[0])
-        p, q, r, t = weights[s], weights[s + 1], weights[s + 2], weights[s + 3]
-        for d in range(len(read)):
-            read[d] += p * values[s, d] + q * values[s + 1, d] + r * values[s + 2, d] + t * values[s + 3, d]
-    for s in range(fours, len(values)):
-        for d in range(len(read)):
-            read[d] += weights[s] * values[s, d]
+    add_weighted(weights, values, read)
     return total, greatest

@@ -6,13 +6,7 @@ import torch
 from mosaic_cli.core import kernels, linear
 from mosaic_cli.core.kernels import few_rows
 
-
-@pytest.fixture(params=[1, 2, 3], autouse=True)
-def _threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("_threads")
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (1, 1, 64), (8, 1, 33), (16, 64), (17, 1, 64), (64, 5), (3, 4, 9)])

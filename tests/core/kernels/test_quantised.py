@@ -8,13 +8,7 @@ import torch.nn.functional as F
 
 from mosaic_cli.core.kernels.quantised import QuantisedPairs
 
-
-@pytest.fixture(params=[1, 2, 3], autouse=True)
-def _threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("_threads")
 
 
 def _pairs(B, H, S, D, seed=0):

@@ -7,14 +7,6 @@ from mosaic_cli.core import kernels, layout, ops
 from mosaic_cli.core.kernels import slots
 
 
-@pytest.fixture(params=[1, 2, 3])
-def _threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
 def _question(H=3, M=50, D=8):
     generator = torch.Generator().manual_seed(H * M)
     queries, keys, values = (torch.randn(*shape, generator=generator) for shape in ((1, H, 1, D), *[(H, M, D)] * 2))
