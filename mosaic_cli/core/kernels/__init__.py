@@ -57,10 +57,13 @@ def few_rows_serve(rows: int, dtype: torch.dtype, weight: torch.Tensor) -> bool:
 
 
 def slots_serve(queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether `slots` reads slots (H, M, D) by queries (B, H, 1, D) on a CPU, with products in this dtype: many, by one
-    text, in float32; and as they lie in training."""
-    many = keys.numel() >= WEIGHTS and keys.is_contiguous()
-    return many and len(queries) == 1 and queries.dtype == keys.dtype == dtype == torch.float32
+    """Whether `slots` reads slots (H, M, D) by queries (B, H, 1, D) on a CPU, with products in this dtype: many, in
+    float32, as they lie in training; of one text, or of a few as in `few_rows_serve` if tiles divide them."""
+    if not (queries.dtype == keys.dtype == dtype == torch.float32 and keys.is_contiguous()):
+        return False
+    B, (_, M, D) = len(queries), keys.shape
+    several = LEAST_ROWS <= B <= MOST_ROWS and M % 8 == D % 32 == 0
+    return keys.numel() >= WEIGHTS and (B == 1 or (several and _has_tile(torch.float32)))
 
 
 def load_for_decoding() -> None:
