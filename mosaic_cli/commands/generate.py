@@ -58,7 +58,7 @@ def generate(
     loops = arrange_for_decoding(trained.model, placement.dtype, tokens=n * max_new_tokens)
     display.note(f"{trained.checkpoint}, {placement.reason}{LOOPS if loops else ''}")
     if loops:
-        load_for_decoding()
+        load_for_decoding(n)
     writer = Writer(
         trained.model,
         trained.tokenizer,

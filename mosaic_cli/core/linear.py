@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from mosaic_cli.core import kernels
 
-WORTH_LOOPS = 2**16  # weights from which on one row is worth it to wake another thread
-WORTH_PARTS = 2**19  # from which on parts pay, being more than a core's own cache holds
+WORTH_PARTS = 2**19  # weights from which on parts pay, being more than a core's own cache holds
 FEW_ROWS = 64  # up to which the transposed product is the faster one on a CPU
 
 
@@ -50,7 +49,7 @@ def linear(x: Tensor, weight: Tensor, loops: bool = False) -> Tensor:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight)
     rows = x.numel() // x.shape[-1]
-    if not 0 < rows <= FEW_ROWS or (rows == 1 and weight.numel() < WORTH_LOOPS) or x.device.type != "cpu":
+    if not 0 < rows <= FEW_ROWS or x.device.type != "cpu":
         return F.linear(x, weight)
     if loops and kernels.few_rows_serve(rows, kernels.product_dtype(x), weight):
         from mosaic_cli.core.kernels import few_rows
@@ -58,8 +57,10 @@ def linear(x: Tensor, weight: Tensor, loops: bool = False) -> Tensor:
         return few_rows.linear(x, weight)
     if rows > 1:
         return torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
+    if weight.numel() < WORTH_PARTS:
+        return F.linear(x, weight)
     threads = torch.get_num_threads()
-    if weight.numel() < WORTH_PARTS or not 1 < threads <= len(weight):
+    if not 1 < threads <= len(weight):
         return F.linear(x, weight)
     shared = len(weight) - len(weight) % threads
     parts = weight[:shared].view(threads, -1, weight.shape[1])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mosaic_cli.core import kernels, linear, model
+from mosaic_cli.core import kernels, model
 
 TINY = ("generate", "--ckpt", "tiny")
 
@@ -58,7 +58,6 @@ def test_much_to_write_is_written_by_loops(world, mosaic, monkeypatch):
     monkeypatch.setattr(model, "WORTH_LOADING", 1)
     for limit in ("QUANTISED", "WEIGHTS"):
         monkeypatch.setattr(kernels, limit, 1)
-    monkeypatch.setattr(linear, "WORTH_LOOPS", 1)
     looped = mosaic(*arguments)
     assert looped.code == 0 and looped.out == plain.out
     assert "by loops" in looped.err and "by loops" not in plain.err

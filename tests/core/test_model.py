@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mosaic_cli.core import kernels, layout, linear, reference
+from mosaic_cli.core import kernels, layout, reference
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import (
     WORTH_LOADING,
@@ -92,7 +92,6 @@ def test_arranged_slots_are_read_as_they_were(kind, changes, split):
 def test_loops_for_long_texts_read_as_the_plain_functions_do(kind, changes, split, B, monkeypatch):
     for limit in ("QUANTISED", "WEIGHTS"):
         monkeypatch.setattr(kernels, limit, 1)
-    monkeypatch.setattr(linear, "WORTH_LOOPS", 1)
     model, tokens = _model(kind, **{"d_model": 16} | changes), _tokens(150, B=B)
     whole = model.double()(tokens)
     arrange_for_decoding(model.float(), tokens=10**9)

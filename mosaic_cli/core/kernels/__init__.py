@@ -48,34 +48,36 @@ def quantised_serve(buffer: torch.Tensor) -> bool:
 
 
 def few_rows_serve(rows: int, dtype: torch.dtype, weight: torch.Tensor) -> bool:
-    """Whether `few_rows` multiplies a matrix with so many rows of this dtype on a CPU, in float32: with one, or with a
-    few more than torch is quick at if the matrix is of some size and there is a tile for the processor."""
-    if not dtype == weight.dtype == torch.float32:
-        return False
-    several = LEAST_ROWS <= rows <= MOST_ROWS and weight.numel() >= WEIGHTS
-    return rows == 1 or (several and _has_tile(torch.float32))
+    """Whether `few_rows` multiplies a matrix of some size with so many rows of this dtype on a CPU, in float32."""
+    large = weight.numel() >= WEIGHTS and dtype == weight.dtype == torch.float32
+    return large and _one_or_a_few(rows)
 
 
 def slots_serve(queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether `slots` reads slots (H, M, D) by queries (B, H, 1, D) on a CPU, with products in this dtype: many, in
-    float32, as they lie in training; of one text, or of a few as in `few_rows_serve` if tiles divide them."""
-    if not (queries.dtype == keys.dtype == dtype == torch.float32 and keys.is_contiguous()):
-        return False
+    float32, as they lie in training; of one text, or of a few if tiles divide them."""
     B, (_, M, D) = len(queries), keys.shape
-    several = LEAST_ROWS <= B <= MOST_ROWS and M % 8 == D % 32 == 0
-    return keys.numel() >= WEIGHTS and (B == 1 or (several and _has_tile(torch.float32)))
+    large = keys.numel() >= WEIGHTS and queries.dtype == keys.dtype == dtype == torch.float32
+    return large and keys.is_contiguous() and (B == 1 or M % 8 == D % 32 == 0) and _one_or_a_few(B)
 
 
-def load_for_decoding() -> None:
-    """Load the loops that decode long texts, or compile them, once: so that it is not counted as the first token's."""
+def _one_or_a_few(rows: int) -> bool:
+    """Whether loops multiply so many rows: one, or a few more than torch is quick at if there is a tile for them."""
+    return rows == 1 or (LEAST_ROWS <= rows <= MOST_ROWS and _has_tile(torch.float32))
+
+
+def load_for_decoding(texts: int) -> None:
+    """Load the loops that decode so many long texts side by side, or compile them, so that it is not counted as the
+    first token's time."""
     from mosaic_cli.core.kernels import few_rows, quantised, slots
 
-    query, pairs, one = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, LEAST_ROWS, 4), torch.ones(1)
-    quantised.QuantisedPairs(pairs, pairs).attend(query, 1.0, 1)
-    slots.read_slots(query, pairs[0], pairs[0], one, one)
-    few_rows.linear(query, pairs[0, 0])
-    if _has_tile(torch.float32):
-        few_rows.linear(pairs, pairs[0, 0])
+    pairs, one = torch.zeros(1, 1, 8, 32), torch.ones(1)
+    quantised.QuantisedPairs(pairs, pairs).attend(pairs[:, :, :1], 1.0, 1)
+    for rows in {1, texts}:  # a prompt is read by itself
+        if _one_or_a_few(rows):
+            queries = torch.zeros(rows, 1, 1, 32)
+            slots.read_slots(queries, pairs[0], pairs[0], one, one)
+            few_rows.linear(queries, pairs[0, 0])
 
 
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mosaic_cli.core import kernels
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import bits, exp, number, powers, stored
+from mosaic_cli.core.kernels.halves import bits, dot, exp, powers, stored
 from mosaic_cli.core.kernels.tile import (
     COLUMNS,
     ROWS,
@@ -234,7 +234,7 @@ def _backward(
                             by_weights[row, own:over],
                             scales[b, h, t],
                             logs[b, h, t],
-                            _product(given[t - block], reads[b, t, h]),
+                            dot(given[t - block], reads[b, t, h]),
                             weight[own:over],
                             by_score[own:over],
                         )
@@ -260,15 +260,6 @@ def _backward(
         b, h = head // H, head % H
         _add_up(by_pairs[0, head * parts : (head + 1) * parts], by_values, b, h)
         _add_up(by_pairs[1, head * parts : (head + 1) * parts], by_keys, b, h)
-
-
-@inner
-def _product(left, right):
-    """Of two rows, as long as the second is."""
-    total = np.float32(0)
-    for d in range(len(right)):
-        total += number(left[d]) * number(right[d])
-    return total
 
 
 @inner

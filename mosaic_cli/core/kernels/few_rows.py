@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
+from mosaic_cli.core.kernels.compiled import loops, prange, run
+from mosaic_cli.core.kernels.halves import dot
 from mosaic_cli.core.kernels.prefetch import request
 from mosaic_cli.core.kernels.tile import FEW_COLUMNS, FEW_ROWS, multiply_few
 
@@ -26,18 +27,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return y.view(*x.shape[:-1], -1)
 
 
-@inner
-def _dot(a, b):
-    total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
-
-
 @loops
 def _one_row(x, weight, y):
     for n in prange(len(weight)):
-        y[0, n] = _dot(weight[n], x[0])
+        y[0, n] = dot(weight[n], x[0])
 
 
 @loops
@@ -63,4 +56,4 @@ def _few_rows(x, weight, y, threads):
                         here[r, n] = product[n, r]
     for n in range(tiles * FEW_ROWS, outputs):
         for r in range(R):
-            y[r, n] = _dot(weight[n], x[r])
+            y[r, n] = dot(weight[n], x[r])

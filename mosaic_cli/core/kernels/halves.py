@@ -69,6 +69,15 @@ def _stored(number, array):
 
 
 @inner
+def dot(left, right):
+    """The product of two vectors, as long as the second is."""
+    total = np.float32(0)
+    for d in range(len(right)):
+        total += number(left[d]) * number(right[d])
+    return total
+
+
+@inner
 def greatest_of(scores):
     """The largest of some float32, or what is not a number.
 

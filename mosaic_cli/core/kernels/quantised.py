@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import exp, powers
+from mosaic_cli.core.kernels.halves import dot, exp, powers
 from mosaic_cli.core.kernels.parts import AHEAD, add_weighted, join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
 
@@ -123,10 +123,7 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
                     request_once(values[first + i], 0, values[0].nbytes)
     for i in heavy[:found]:
         key, value = keys[first + i], values[first + i]
-        score = np.float32(0)
-        for d in range(len(query)):
-            score += query[d] * key[d]
-        weight = exp(score - largest)
+        weight = exp(dot(query, key) - largest)
         for d in range(len(read)):
             read[d] += weight * value[d]
         total += weight - weights[i]

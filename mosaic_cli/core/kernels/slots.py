@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import powers
+from mosaic_cli.core.kernels.halves import dot, powers
 from mosaic_cli.core.kernels.parts import AHEAD, add_weighted, join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
 from mosaic_cli.core.kernels.tile import FEW_COLUMNS, FEW_ROWS, multiply_add, multiply_few
@@ -49,10 +49,7 @@ def _read_some(query, keys, values, beta, read):
     weights = np.empty(len(keys), np.float32)
     for s in range(len(keys)):
         request_once(keys[s], AHEAD, keys.strides[0])
-        score = np.float32(0)
-        for d in range(len(query)):
-            score += query[d] * keys[s, d]
-        weights[s] = score * beta
+        weights[s] = dot(query, keys[s]) * beta
     total, greatest = powers(weights, np.float32(1), weights)
     read[:] = 0
     add_weighted(weights, values, read)

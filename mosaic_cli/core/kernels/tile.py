@@ -60,7 +60,7 @@ TILES = {
     types.uint32: Tile(8, 32, 16, INT, True),
     types.float32: Tile(8, 32, 16, FLOAT, False) if wide() else Tile(4, 16, 8, FLOAT, False),
 }
-FEW = Tile(8, 16, 16, FLOAT, False) if wide() else Tile(4, 16, 8, FLOAT, False)
+FEW = Tile(8, 16, 16, FLOAT, False) if wide() else TILES[types.float32]
 FEW_ROWS, FEW_COLUMNS = FEW.rows, FEW.columns
 
 
