@@ -1,5 +1,5 @@
-"""Numbers of bfloat16 in compiled loops, which NumPy does not know: as the 16 bits that they are. And what loops do with
-such numbers or float32: the exponential, the product of two vectors, the weights of a softmax."""
+"""Numbers of bfloat16 in compiled loops, which NumPy does not know: as the 16 bits that they are. And what loops do
+with such numbers or float32: the exponential, the product of two vectors, the weights of a softmax."""
 
 import math
 
