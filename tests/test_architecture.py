@@ -121,8 +121,8 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("lm_eval", {"lm_eval"}),
         ("matplotlib", {"commands/figures.py", "commands/study_figures.py", "commands/probes/moon_figures.py"}),
         ("triton", {f"core/kernels/{name}.py" for name in ("decoding", "gated", "leaky", "rows", "values")}),
-        ("numba", {f"core/kernels/{name}.py" for name in ("compiled", "halves", "prefetch", "tile")}),
-        ("llvmlite", {"core/kernels/prefetch.py", "core/kernels/tile.py"}),
+        ("numba", {f"core/kernels/{name}.py" for name in ("compiled", "halves", "prefetch", "tile", "weighted")}),
+        ("llvmlite", {f"core/kernels/{name}.py" for name in ("prefetch", "tile", "weighted")}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],
 )

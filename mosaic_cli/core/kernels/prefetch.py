@@ -11,18 +11,22 @@ from mosaic_cli.core.kernels.compiled import inner
 LINE = 64  # bytes, which come at a time
 
 
-def _request(locality: int):
-    """Has the line of the cache at an address brought; LLVM's localities go from 0, read once, to 3, kept near."""
+def prefetch(builder, address, once: bool) -> None:
+    """Write for LLVM: have the line of the cache at an address brought, to be read once or to be kept near."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    to_read, locality, data = number(0), number(0 if once else 3), number(1)
+    builder.call(function, [builder.inttoptr(address, byte), to_read, locality, data])
+
+
+def _request(once: bool):
+    """The same for the loops that Numba compiles."""
 
     @intrinsic
     def function(typing, address):
         def codegen(context, builder, signature, arguments):
-            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-            prefetch = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-            to_read, data = number(0), number(1)
-            place = builder.inttoptr(arguments[0], byte)
-            builder.call(prefetch, [place, to_read, number(locality), data])
+            prefetch(builder, *arguments, once)
             return context.get_dummy_value()
 
         return types.void(types.int64), codegen
@@ -30,7 +34,7 @@ def _request(locality: int):
     return function
 
 
-_request_once, _request_to_keep = _request(0), _request(3)
+_request_once, _request_to_keep = _request(once=True), _request(once=False)
 
 
 @inner

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
-from mosaic_cli.core.kernels.halves import dot, exp, powers
-from mosaic_cli.core.kernels.parts import AHEAD, add_weighted, join, parts_for
+from mosaic_cli.core.kernels.halves import dot, exp, greatest_of, powers
+from mosaic_cli.core.kernels.parts import join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
+from mosaic_cli.core.kernels.weighted import AHEAD, WIDEST, add_weighted
 
-BLOCK = 64  # pairs whose keys lie together, dimension by dimension, so that a query meets a run of them at a time
+BLOCK = WIDEST  # pairs whose keys lie together, dimension by dimension, so that a query meets a run of them at a time
 LARGEST = np.float32(32767)  # integer of 16 bits
 MOST_HEAVY = 128  # pairs are read as they are: those whose weight is more than one in so many
 
@@ -88,12 +89,7 @@ def _score(query, keys, steps, scores):
     for block in range(len(keys)):
         place = scores[block * BLOCK : (block + 1) * BLOCK]
         place[:] = 0
-        for d in range(0, len(query), 4):
-            a, b, c, e = keys[block, d], keys[block, d + 1], keys[block, d + 2], keys[block, d + 3]
-            request_once(a, AHEAD, 4 * a.nbytes)
-            p, q, r, t = query[d], query[d + 1], query[d + 2], query[d + 3]
-            for i in range(BLOCK):
-                place[i] += p * np.float32(a[i]) + q * np.float32(b[i]) + r * np.float32(c[i]) + t * np.float32(e[i])
+        add_weighted(query, keys[block], place)
     for i in range(len(scores)):
         scores[i] *= steps[i]
 
@@ -103,18 +99,16 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
     """Fill read (D,) with the sum of the values number `first` to `stop` - 1 by their weights, which are e^(score - m);
     returns m, the largest score, and the sum of the weights. `first` is a multiple of BLOCK."""
     blocks, count = -(-stop // BLOCK), stop - first
-    weights = np.zeros(blocks * BLOCK - first, np.float32)
-    _score(query, key_integers[first // BLOCK : blocks], key_steps[first:], weights)
-    total, largest = powers(weights[:count], np.float32(1), weights[:count])
+    scores = np.empty(blocks * BLOCK - first, np.float32)
+    weights = np.empty(len(scores), np.float32)  # of their own: written over scores, they would come one by one
+    _score(query, key_integers[first // BLOCK : blocks], key_steps[first:], scores)
+    total, largest = powers(scores[:count], np.float32(1), weights[:count])
     weights[count:] = 0
     read[:] = 0
     heavy, found = np.empty(MOST_HEAVY, np.int64), 0
     least = total / MOST_HEAVY
     for start in range(0, len(weights), BLOCK):
-        here = 0
-        for weight in weights[start : start + BLOCK]:
-            here += weight > least
-        if here:
+        if greatest_of(weights[start : start + BLOCK]) > least:
             for i in range(start, start + BLOCK):
                 if weights[i] > least:
                     heavy[found] = i

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
 from mosaic_cli.core.kernels.halves import dot, powers
-from mosaic_cli.core.kernels.parts import AHEAD, add_weighted, join, parts_for
+from mosaic_cli.core.kernels.parts import join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
 from mosaic_cli.core.kernels.tile import FEW_COLUMNS, FEW_ROWS, multiply_add, multiply_few
+from mosaic_cli.core.kernels.weighted import AHEAD, add_weighted
 
 
 def read_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
@@ -46,11 +47,11 @@ def _one_text(queries, keys, values, beta, alpha, threads, reads):
 def _read_some(query, keys, values, beta, read):
     """Fill read (D,) with the sum of values (n, D) by their weights, which are e^(score - m); returns the sum of the
     weights, and m, the greatest score."""
-    weights = np.empty(len(keys), np.float32)
+    scores, weights = np.empty(len(keys), np.float32), np.empty(len(keys), np.float32)
     for s in range(len(keys)):
         request_once(keys[s], AHEAD, keys.strides[0])
-        weights[s] = dot(query, keys[s]) * beta
-    total, greatest = powers(weights, np.float32(1), weights)
+        scores[s] = dot(query, keys[s]) * beta
+    total, greatest = powers(scores, np.float32(1), weights)
     read[:] = 0
     add_weighted(weights, values, read)
     return total, greatest
