@@ -65,20 +65,22 @@ def _few_texts(queries, keys, values, beta, alpha, reads):
     for task in prange(H * groups):
         h, begin = task // groups, task % groups * FEW_COLUMNS
         texts = min(FEW_COLUMNS, B - begin)
-        columns, scores = np.zeros((D, FEW_COLUMNS), np.float32), np.empty((FEW_ROWS, FEW_COLUMNS), np.float32)
-        weights, totals = np.empty((FEW_COLUMNS, M), np.float32), np.empty(FEW_COLUMNS, np.float32)
+        columns, tile = np.zeros((D, FEW_COLUMNS), np.float32), np.empty((FEW_ROWS, FEW_COLUMNS), np.float32)
+        scores, weights = np.empty((FEW_COLUMNS, M), np.float32), np.empty((FEW_COLUMNS, M), np.float32)
+        totals = np.empty(FEW_COLUMNS, np.float32)
         sums = np.zeros((FEW_COLUMNS, D), np.float32)
         for text in range(texts):
             for d in range(D):
                 columns[d, text] = queries[begin + text, h, d] * beta[h]
         for s in range(0, M, FEW_ROWS):
             request_once(keys[h, s], 2 * AHEAD, FEW_ROWS * keys.strides[1])
-            multiply_few(keys[h, s : s + FEW_ROWS], columns, scores)
+            multiply_few(keys[h, s : s + FEW_ROWS], columns, tile)
             for text in range(FEW_COLUMNS):
                 for k in range(s, s + FEW_ROWS):
-                    weights[text, k] = scores[k - s, text]
+                    scores[text, k] = tile[k - s, text]
         for text in range(texts):
-            totals[text] = powers(weights[text], np.float32(1), weights[text])[0]
+            totals[text] = powers(scores[text], np.float32(1), weights[text])[0]
+        weights[texts:] = 0
         multiply_add(weights, values[h], sums)
         for text in range(texts):
             for d in range(D):
