@@ -18,7 +18,7 @@ from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
 from mosaic_cli.core.kernels.halves import dot, exp, greatest_of, powers
 from mosaic_cli.core.kernels.parts import join, parts_for
 from mosaic_cli.core.kernels.prefetch import request_once
-from mosaic_cli.core.kernels.weighted import AHEAD, WIDEST, add_weighted
+from mosaic_cli.core.kernels.weighted import AHEAD, NARROW, WIDEST, add_weighted
 
 BLOCK = WIDEST  # pairs whose keys lie together, dimension by dimension, so that a query meets a run of them at a time
 LARGEST = np.float32(32767)  # integer of 16 bits
@@ -85,11 +85,11 @@ def _copy(keys, values, key_integers, value_integers, key_steps, value_steps, st
 
 @inner
 def _score(query, keys, steps, scores):
-    """Scores (n,) for a query (D,) of keys (n / BLOCK, D, BLOCK) in integers; n and D are multiples of BLOCK and 4."""
-    for block in range(len(keys)):
+    """Scores (n,) for a query (D,) of the first n keys (blocks, D, BLOCK) in integers."""
+    for block in range(-(-len(scores) // BLOCK)):
         place = scores[block * BLOCK : (block + 1) * BLOCK]
         place[:] = 0
-        add_weighted(query, keys[block], place)
+        add_weighted(query, keys[block, :, : len(place)], place)
     for i in range(len(scores)):
         scores[i] *= steps[i]
 
@@ -98,18 +98,19 @@ def _score(query, keys, steps, scores):
 def _attend_some(query, keys, values, key_integers, value_integers, key_steps, value_steps, first, stop, read):
     """Fill read (D,) with the sum of the values number `first` to `stop` - 1 by their weights, which are e^(score - m);
     returns m, the largest score, and the sum of the weights. `first` is a multiple of BLOCK."""
-    blocks, count = -(-stop // BLOCK), stop - first
-    scores = np.empty(blocks * BLOCK - first, np.float32)
-    weights = np.empty(len(scores), np.float32)  # of their own: written over scores, they would come one by one
-    _score(query, key_integers[first // BLOCK : blocks], key_steps[first:], scores)
+    count = stop - first
+    covered = -(-count // NARROW) * NARROW  # pairs, of which those that are not there yet weigh nothing
+    scores = np.empty(covered, np.float32)
+    weights = np.empty(covered, np.float32)  # of their own: written over scores, they would come one by one
+    _score(query, key_integers[first // BLOCK :], key_steps[first:], scores)
     total, largest = powers(scores[:count], np.float32(1), weights[:count])
     weights[count:] = 0
     read[:] = 0
     heavy, found = np.empty(MOST_HEAVY, np.int64), 0
     least = total / MOST_HEAVY
-    for start in range(0, len(weights), BLOCK):
+    for start in range(0, covered, BLOCK):
         if greatest_of(weights[start : start + BLOCK]) > least:
-            for i in range(start, start + BLOCK):
+            for i in range(start, min(start + BLOCK, covered)):
                 if weights[i] > least:
                     heavy[found] = i
                     found += 1
@@ -124,7 +125,7 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
         weights[i] = 0
     for i in range(count):
         weights[i] *= value_steps[first + i]
-    add_weighted(weights, value_integers[first : blocks * BLOCK], read)
+    add_weighted(weights, value_integers[first : first + covered], read)
     return largest, total
 
 
