@@ -93,7 +93,10 @@ def greatest_of(scores):
 
 @inner
 def powers(scores, scale, weights):
-    """Fill a query's weights with e^(scale score), over the greatest; returns their sum and the greatest score."""
+    """Fill a query's weights with e^(scale score), over the greatest; returns their sum and the greatest score.
+
+    Weights are not written over scores: a loop that reads and writes one array is compiled number by number.
+    """
     greatest, total = greatest_of(scores), np.float32(0)
     for s in range(len(scores)):
         power = exp((scores[s] - greatest) * scale)

@@ -100,8 +100,7 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
     returns m, the largest score, and the sum of the weights. `first` is a multiple of BLOCK."""
     count = stop - first
     covered = -(-count // NARROW) * NARROW  # pairs, of which those that are not there yet weigh nothing
-    scores = np.empty(covered, np.float32)
-    weights = np.empty(covered, np.float32)  # of their own: written over scores, they would come one by one
+    scores, weights = np.empty(covered, np.float32), np.empty(covered, np.float32)
     _score(query, key_integers[first // BLOCK :], key_steps[first:], scores)
     total, largest = powers(scores[:count], np.float32(1), weights[:count])
     weights[count:] = 0

@@ -189,30 +189,64 @@ def _turned_back(sums, like):
     return narrowed
 
 
+def pointer(builder, kind, start, *steps):
+    """Writes for LLVM, as do the next three: where something of a kind lies, so many steps of some bytes each behind an
+    address."""
+    for stride, number in steps:
+        start = builder.add(start, builder.mul(stride, number))
+    return builder.inttoptr(start, kind.as_pointer())
+
+
+def in_all_lanes(builder, number, lanes: int):
+    """A register with one number everywhere."""
+    nothing, first = ir.VectorType(number.type, lanes)(ir.Undefined), ir.VectorType(INT, lanes)([0] * lanes)
+    return builder.shuffle_vector(builder.insert_element(nothing, number, INT(0)), nothing, first)
+
+
+def multiply_and_add(builder, left, right, total):
+    """total + left right, of registers of float32."""
+    floats = total.type
+    kind = ir.FunctionType(floats, [floats] * 3)
+    fused = get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{floats.count}f32")
+    return builder.call(fused, [left, right, total])
+
+
+def repeat(builder, count, step: int, first: list, body) -> list:
+    """A loop over 0, step, ... below count, at least once, that carries registers from one turn to the next: `body`
+    takes the number and them and returns what follows them. Returns the last."""
+    before, loop, after = builder.block, *(builder.append_basic_block() for _ in range(2))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    number, carried = builder.phi(ADDRESS), [builder.phi(start.type) for start in first]
+    last = body(number, carried)
+    following = builder.add(number, ADDRESS(step))
+    for phi, start, value in zip([number, *carried], [ADDRESS(0), *first], [following, *last], strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.position_at_end(after)
+    return last
+
+
 def _codegen(tile: Tile, add: bool):
     """Writes a tile for LLVM: a loop over what is summed, with sums that are carried from one word to the next."""
 
     def codegen(context, builder, signature, arguments):
         left, left_stride, right, right_stride, product, product_stride, count = arguments
-        places = [(row, lane) for row in range(tile.rows) for lane in range(0, tile.columns, tile.lanes)]
+        lanes = range(0, tile.columns, tile.lanes)
         words, floats = ir.VectorType(tile.word, tile.lanes), ir.VectorType(FLOAT, tile.lanes)
-
-        def at(kind, start, *steps):
-            for stride, number in steps:
-                start = builder.add(start, builder.mul(stride, number))
-            return builder.inttoptr(start, kind.as_pointer())
-
-        def sums_at(row, lane):
-            return at(floats, product, (product_stride, ADDRESS(row)), (ADDRESS(4), ADDRESS(lane)))
+        places = [
+            pointer(builder, floats, product, (product_stride, ADDRESS(row)), (ADDRESS(4), ADDRESS(lane)))
+            for row in range(tile.rows)
+            for lane in lanes
+        ]
 
         def added(total, column, row):
-            kind = ir.FunctionType(floats, [floats, words, words])
             if tile.halves and available(halves=True):
+                kind = ir.FunctionType(floats, [floats, words, words])
                 return builder.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, column, row])
-            kind = ir.FunctionType(floats, [floats, floats, floats])
-            fused = get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{tile.lanes}f32")
             for factors in both_floats(column, row) if tile.halves else [(column, row)]:
-                total = builder.call(fused, [*factors, total])
+                total = multiply_and_add(builder, *factors, total)
             return total
 
         def both_floats(*pairs):
@@ -221,33 +255,24 @@ def _codegen(tile: Tile, add: bool):
             halves = [[builder.shl(pair, size), builder.and_(pair, upper)] for pair in pairs]
             return zip(*([builder.bitcast(half, floats) for half in both] for both in halves), strict=True)
 
+        def add_word(word, sums):
+            columns = [
+                builder.load(pointer(builder, words, right, (right_stride, word), (ADDRESS(4), ADDRESS(lane))), align=4)
+                for lane in lanes
+            ]
+            spread = []
+            for row in range(tile.rows):
+                place = pointer(builder, tile.word, left, (left_stride, ADDRESS(row)), (ADDRESS(4), word))
+                spread.append(in_all_lanes(builder, builder.load(place, align=4), tile.lanes))
+            pairs = [(column, one) for one in spread for column in columns]
+            return [added(total, *pair) for total, pair in zip(sums, pairs, strict=True)]
+
         if add:
-            first = [builder.load(sums_at(*place), align=4) for place in places]
+            first = [builder.load(place, align=4) for place in places]
         else:
             first = [floats([0.0] * tile.lanes)] * len(places)
-        before, loop, after = builder.block, *(builder.append_basic_block() for _ in range(2))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        word, sums = builder.phi(ADDRESS), [builder.phi(floats) for _ in places]
-        columns = {
-            lane: builder.load(at(words, right, (right_stride, word), (ADDRESS(4), ADDRESS(lane))), align=4)
-            for lane in range(0, tile.columns, tile.lanes)
-        }
-        nothing, first_lane = words(ir.Undefined), ir.VectorType(INT, tile.lanes)([0] * tile.lanes)
-        spread = []  # a row's word, in all lanes
-        for row in range(tile.rows):
-            one = builder.load(at(tile.word, left, (left_stride, ADDRESS(row)), (ADDRESS(4), word)), align=4)
-            spread.append(builder.shuffle_vector(builder.insert_element(nothing, one, INT(0)), nothing, first_lane))
-        last = [added(total, columns[lane], spread[row]) for total, (row, lane) in zip(sums, places, strict=True)]
-        following = builder.add(word, ADDRESS(1))
-        carried = zip([word, *sums], [ADDRESS(0), *first], [following, *last], strict=True)
-        for phi, start, value in carried:
-            phi.add_incoming(start, before)
-            phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-        builder.position_at_end(after)
-        for total, place in zip(last, places, strict=True):
-            builder.store(total, sums_at(*place), align=4)
+        for total, place in zip(repeat(builder, count, 1, first, add_word), places, strict=True):
+            builder.store(total, place, align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), codegen

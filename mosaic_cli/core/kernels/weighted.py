@@ -8,12 +8,11 @@ from functools import reduce
 
 from llvmlite import ir
 from numba import types
-from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from mosaic_cli.core.kernels.compiled import inner
 from mosaic_cli.core.kernels.prefetch import LINE, prefetch
-from mosaic_cli.core.kernels.tile import ADDRESS, FEW, FLOAT, INT, wide
+from mosaic_cli.core.kernels.tile import ADDRESS, FEW, FLOAT, in_all_lanes, multiply_and_add, pointer, repeat, wide
 
 AHEAD = 4096  # bytes that are asked for before they are needed
 SUMS = 8  # registers of sums, for additions take four times as long as they keep others waiting
@@ -28,51 +27,33 @@ def _summed(columns: int):
     """
     lanes = FEW.lanes
     places, together = range(0, columns, lanes), max(1, SUMS * lanes // columns)
-    floats, everywhere = ir.VectorType(FLOAT, lanes), ir.VectorType(INT, lanes)([0] * lanes)
 
     def codegen(context, builder, signature, arguments):
         weights, rows, stride, count, total, _ = arguments
         kind = signature.args[-1].dtype
-        number = context.get_value_type(kind)
-        size = context.get_abi_sizeof(number)
-        fuse = get_or_insert_function(
-            builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{lanes}f32"
-        )
+        number, floats = context.get_value_type(kind), ir.VectorType(FLOAT, lanes)
+        numbers, size = ir.VectorType(number, lanes), context.get_abi_sizeof(number)
 
-        def at(kind, start, bytes_on):
-            return builder.inttoptr(builder.add(start, bytes_on), kind.as_pointer())
+        def add_rows(begin, sums):
+            last = []
+            for step in range(together):
+                row = builder.add(begin, ADDRESS(step))
+                there = builder.add(rows, builder.mul(row, stride))
+                for byte in range(0, columns * size, LINE):
+                    prefetch(builder, builder.add(there, ADDRESS(AHEAD + byte)), once=True)
+                weight = builder.load(pointer(builder, FLOAT, weights, (ADDRESS(4), row)), align=4)
+                weight = in_all_lanes(builder, weight, lanes)
+                for lane in places:
+                    place = pointer(builder, numbers, there, (ADDRESS(size), ADDRESS(lane)))
+                    some = builder.load(place, align=size)
+                    some = some if kind == types.float32 else builder.sitofp(some, floats)
+                    last.append(multiply_and_add(builder, some, weight, sums[len(last)]))
+            return last
 
-        def weight_of(row):
-            one = builder.load(at(FLOAT, weights, builder.mul(row, ADDRESS(4))), align=4)
-            first = builder.insert_element(floats(ir.Undefined), one, INT(0))
-            return builder.shuffle_vector(first, floats(ir.Undefined), everywhere)
-
-        def numbers(address, lane):
-            vector = ir.VectorType(number, lanes)
-            there = builder.load(at(vector, address, ADDRESS(lane * size)), align=size)
-            return there if kind == types.float32 else builder.sitofp(there, floats)
-
-        sums_at = [at(floats, total, ADDRESS(4 * lane)) for lane in places]
+        sums_at = [pointer(builder, floats, total, (ADDRESS(4), ADDRESS(lane))) for lane in places]
         first = [builder.load(place, align=4) for place in sums_at]
         first += [floats([0.0] * lanes)] * (len(places) * (together - 1))
-        before, loop, after = builder.block, *(builder.append_basic_block() for _ in range(2))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        row, address, *sums = [builder.phi(ADDRESS) for _ in range(2)] + [builder.phi(floats) for _ in first]
-        following, behind, last = row, address, []
-        for _ in range(together):
-            for byte in range(0, columns * size, LINE):
-                prefetch(builder, builder.add(behind, ADDRESS(AHEAD + byte)), once=True)
-            weight = weight_of(following)
-            for lane in places:
-                last.append(builder.call(fuse, [numbers(behind, lane), weight, sums[len(last)]]))
-            following, behind = builder.add(following, ADDRESS(1)), builder.add(behind, stride)
-        carried = zip([row, address, *sums], [ADDRESS(0), rows, *first], [following, behind, *last], strict=True)
-        for phi, start, value in carried:
-            phi.add_incoming(start, before)
-            phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-        builder.position_at_end(after)
+        last = repeat(builder, count, together, first, add_rows)
         for index, place in enumerate(sums_at):
             builder.store(reduce(builder.fadd, last[index :: len(places)]), place, align=4)
         return context.get_dummy_value()
@@ -105,9 +86,6 @@ def add_weighted(weights, rows, total):
             else:
                 _narrow(weights.ctypes.data, left, rows.strides[0], even, place, rows)
                 column += NARROW
-    for i in range(even):
-        for d in range(column, W):
-            total[d] += weights[i] * rows[i, d]
-    for i in range(even, len(rows)):
-        for d in range(W):
+    for i in range(even if column == W else 0, len(rows)):  # those of which numbers are left
+        for d in range(column if i < even else 0, W):
             total[d] += weights[i] * rows[i, d]
