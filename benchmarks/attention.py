@@ -61,7 +61,7 @@ def main() -> None:
     if not tile.available(asked.dtype == "bfloat16"):
         parser.error(
             f"ours does not serve {asked.dtype} on this processor, so nothing is measured: it takes vdpbf16ps for "
-            "bfloat16, and for float32 AVX2 without AVX-512, or AVX-512 of AMD (--dtype names the other one)"
+            "bfloat16, and AVX2 for float32 (--dtype names the other one)"
         )
     keep_freed_memory()
     for case in CASES:

@@ -83,7 +83,8 @@ def load_for_decoding(texts: int) -> None:
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:
     """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
     below which torch's own is quick and beyond which it wastes little, unless its products leave half of the registers
-    empty (`tile.wide`): there loops serve however much is read, slots too. On processors quick at such products.
+    empty (`tile.wider_than_torch`): there loops serve however much is read, slots too. On processors quick at such
+    products.
 
     Args:
         past: how many pairs a query reads at most, the newest; None where all queries read all pairs.
@@ -97,8 +98,8 @@ def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = 
 def _attends(dtype: torch.dtype, past: int | None, windowed: bool) -> bool:
     if dtype == torch.float32:
         if past is None:
-            return _is_wide()
-        return (windowed or past > LEAST_PAST) and (past <= MOST_PAST or _is_wide())
+            return _is_wider_than_torch()
+        return (windowed or past > LEAST_PAST) and (past <= MOST_PAST or _is_wider_than_torch())
     return dtype == torch.bfloat16
 
 
@@ -116,12 +117,12 @@ def _pasts(config: ModelConfig) -> list[tuple[int, bool]]:
     return [reads[memory] for memory in config.memories]
 
 
-def _is_wide() -> bool:
+def _is_wider_than_torch() -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     from mosaic_cli.core.kernels import tile
 
-    return tile.wide()
+    return tile.wider_than_torch()
 
 
 def _has_tile(dtype: torch.dtype) -> bool:

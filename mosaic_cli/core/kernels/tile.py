@@ -51,9 +51,14 @@ def has(*features: str) -> bool:
 
 @cache
 def wide() -> bool:
-    """Whether products of float32 take registers of 16 numbers: on AMD's processors that have them, where torch's own
-    products take those of 8. On Intel's it was not measured."""
-    return has("avx512f") and binding.get_host_cpu_name().startswith("znver")
+    """Whether products of float32 take registers of 16 numbers."""
+    return has("avx512f")
+
+
+@cache
+def wider_than_torch() -> bool:
+    """Whether they do where torch's own products take those of 8: on AMD's processors, and not on Intel's."""
+    return wide() and binding.get_host_cpu_name().startswith("znver")
 
 
 TILES = {
@@ -67,11 +72,9 @@ FEW_ROWS, FEW_COLUMNS = FEW.rows, FEW.columns
 @cache
 def available(halves: bool) -> bool:
     """Whether this processor is quick at products of bfloat16 (`halves`): AMD's have an instruction for them since Zen
-    4, Intel's for servers since Cooper Lake. Or at those of float32: where AVX2 is the most it has, as on most laptops,
-    or `wide`. Products come out the same everywhere."""
-    if halves:
-        return has("avx512bf16")
-    return wide() or (has("avx2", "fma") and not has("avx512f"))
+    4, Intel's for servers since Cooper Lake. Or at those of float32, as nearly all are. Products come out the same
+    everywhere."""
+    return has("avx512bf16") if halves else has("avx2", "fma")
 
 
 def words(rows):

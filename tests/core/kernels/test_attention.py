@@ -136,7 +136,7 @@ def test_it_serves_where_a_cpu_trains_in_bfloat16(mask, monkeypatch):
 
 def test_it_serves_past_reads_of_some_size_where_a_cpu_trains_in_float32(monkeypatch):
     monkeypatch.setattr(kernels, "_has_tile", lambda dtype: dtype == torch.float32)
-    monkeypatch.setattr(kernels, "_is_wide", lambda: False)
+    monkeypatch.setattr(kernels, "_is_wider_than_torch", lambda: False)
     inputs = _inputs(torch.float32)
 
     def looped(length=T, **mask):
@@ -149,7 +149,7 @@ def test_it_serves_past_reads_of_some_size_where_a_cpu_trains_in_float32(monkeyp
     assert "_Attention" in str(window_read(*inputs, beta, 40).grad_fn), "windows of any size"
     monkeypatch.setattr(kernels, "MOST_PAST", 39)
     assert not looped(is_causal=True) and "_Attention" not in str(window_read(*inputs, beta, 40).grad_fn)
-    monkeypatch.setattr(kernels, "_is_wide", lambda: True)
+    monkeypatch.setattr(kernels, "_is_wider_than_torch", lambda: True)
     assert looped() and looped(is_causal=True) and not looped(length=kernels.LEAST_PAST, is_causal=True)
     with torch.no_grad(), monkeypatch.context() as patch:
         patch.setattr(attention, "_attend", None)
