@@ -57,7 +57,7 @@ def wide() -> bool:
 
 @cache
 def wider_than_torch() -> bool:
-    """Whether they do where torch's own products take those of 8: on AMD's processors, and not on Intel's."""
+    """Whether these are wider than those of torch's own products, which take 16 on Intel's processors, 8 on AMD's."""
     return wide() and binding.get_host_cpu_name().startswith("znver")
 
 
@@ -72,8 +72,8 @@ FEW_ROWS, FEW_COLUMNS = FEW.rows, FEW.columns
 @cache
 def available(halves: bool) -> bool:
     """Whether this processor is quick at products of bfloat16 (`halves`): AMD's have an instruction for them since Zen
-    4, Intel's for servers since Cooper Lake. Or at those of float32, as nearly all are. Products come out the same
-    everywhere."""
+    4, Intel's for servers since Cooper Lake. Or at those of float32, as most since 2013 are, with AVX2. Products
+    come out the same everywhere."""
     return has("avx512bf16") if halves else has("avx2", "fma")
 
 
