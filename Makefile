@@ -6,6 +6,9 @@ MOSAIC := $(BIN)/mosaic
 CPU_STUDIES := stories-depth ablations v2-parts length length-long v2-parts-long induction regbench regbench-long regbench-parts
 GPU_STUDIES := babistories-depth
 
+# Where containers set this, bytecode would be kept nowhere, and every process would compile torch's modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test smoke lint bench docs results clean
 

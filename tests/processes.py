@@ -15,7 +15,9 @@ from mosaic_cli import app
 PATIENCE = 300.0  # seconds; on a busy machine loading torch alone may take minutes
 _WRITES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["processes", "mosaic_cli.training.setup", "torch._dynamo"])  # AdamW imports the last
+_context.set_forkserver_preload(  # what a command imports once it runs: the loops, and torch._dynamo for AdamW
+    ["processes", "mosaic_cli.training.setup", "mosaic_cli.core.kernels.cpu", "torch._dynamo"]
+)
 
 
 @dataclass(frozen=True)
