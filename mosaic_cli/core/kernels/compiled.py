@@ -4,7 +4,10 @@ Sums may be taken in any order and multiplications fused with additions; infinit
 they are. Compiling takes some seconds, once: Numba keeps what it made beside the file with the loops.
 """
 
+import threading
+
 import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +32,30 @@ def _compiled(function, **options):
         return numba.njit(fastmath=FREEDOMS, **options)(function)
 
 
-def run(function, *arguments: Tensor | float) -> None:
+class _Calling(threading.local):
+    """What Numba keeps for each thread that calls loops: on how many threads they run."""
+
+    threads = 0  # not yet set
+
+
+_calling = _Calling()
+
+
+def run(function, *arguments: Tensor | np.ndarray | float) -> None:
     """Call compiled loops, which read and write tensors, on as many threads as torch has."""
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    function(*(item.detach().numpy() if isinstance(item, Tensor) else item for item in arguments))
+    if threads != _calling.threads:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        _calling.threads = threads
+    function(*map(_argument, arguments))
     if torch.get_num_threads() != threads:  # Numba's first parallel loop sets OpenMP's number for all
         torch.set_num_threads(threads)
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The same numbers, in the same memory."""
+    return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
+
+
+def _argument(item):
+    return array(item) if isinstance(item, Tensor) else item

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_cli.core.kernels.compiled import loops, prange, run
+from mosaic_cli.core.kernels.compiled import array, loops, prange, run
 from mosaic_cli.core.kernels.halves import dot
 from mosaic_cli.core.kernels.prefetch import request
 from mosaic_cli.core.kernels.tile import FEW_COLUMNS, FEW_ROWS, multiply_few
@@ -18,19 +18,20 @@ AHEAD = 16  # rows of the matrix that are asked for before they are needed
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """W x (..., outputs) for x (..., width), of one row or a few, and W (outputs, width) in float32."""
-    rows = x.reshape(-1, x.shape[-1])
-    y = torch.empty(len(rows), len(weight))
+    outputs, width = weight.shape
+    y = torch.empty(*x.shape[:-1], outputs)
+    rows, results = array(x).reshape(-1, width), array(y).reshape(-1, outputs)
     if len(rows) == 1:
-        run(_one_row, rows, weight, y)
+        run(_one_row, rows[0], weight, results[0])
     else:
-        run(_few_rows, rows, weight, y, torch.get_num_threads())
-    return y.view(*x.shape[:-1], -1)
+        run(_few_rows, rows, weight, results, torch.get_num_threads())
+    return y
 
 
 @loops
 def _one_row(x, weight, y):
     for n in prange(len(weight)):
-        y[0, n] = dot(weight[n], x[0])
+        y[n] = dot(weight[n], x)
 
 
 @loops
