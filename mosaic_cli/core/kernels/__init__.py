@@ -15,7 +15,7 @@ LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a p
 MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
 LEAST_ROWS, MOST_ROWS = 8, 64  # of a product by `few_rows`
 WEIGHTS = 2**16  # numbers at least of its matrix, and of the slots that `slots` reads
-QUANTISED = 2**19  # numbers that a buffer of keys has room for, from which on a single query reads them in 16 bits
+QUANTISED = 2**16  # numbers that a buffer of keys has room for, from which on a single query reads them in 16 bits
 
 
 def serves(x: torch.Tensor) -> bool:
