@@ -35,7 +35,7 @@ from mosaic_cli.core.model import (
     training_loss,
 )
 from mosaic_cli.data.batches import Batch
-from mosaic_cli.decoding import RecordedStep, plain_step
+from mosaic_cli.decoding import RecordedStep, cuda_graph, plain_step
 from mosaic_cli.device import Placement, choose_placement, machine_words
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.training.loop import backward
@@ -195,34 +195,43 @@ def measure_kernels(placement: Placement, batches: dict[int, int]) -> Iterator[R
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / _device_seconds(lambda: target.copy_(source))
     yield {"what": "copy", "bytes_per_second": copy}
-    rate, gamma, alpha = (torch.full((12,), number, device=placement.device) for number in (0.3, 0.6, 1.0))
     for T, B in batches.items():
-        x = torch.randn(B, T, 12, 64, device=placement.device, dtype=torch.bfloat16, requires_grad=True)
-        for name, compute in (
-            ("keys", lambda x=x: plain.leaky_keys(x, rate)),
-            ("values", lambda x=x: ops.peeked_values(x.transpose(1, 2), gamma, alpha)),
-        ):
-            with torch.no_grad():
-                forward = _device_seconds(compute)
-            rows = compute()
-            gradient = torch.randn_like(rows)
-            back = _device_seconds(lambda r=rows, g=gradient, x=x: torch.autograd.grad(r, x, g, retain_graph=True))
-            yield {
-                "what": f"kernel of {name}",
-                "T": T,
-                "batch": B,
-                "forward_seconds": forward,
-                "forward_share_of_copy": 2 * x.nbytes / forward / copy,
-                "backward_seconds": back,
-                "backward_share_of_copy": 3 * x.nbytes / back / copy,
-            }
+        for name, (nbytes, *ways) in _kernels(placement.device, B, T).items():
+            row = {"what": f"kernel of {name}", "T": T, "batch": B}
+            for way, moved, work in zip(("forward", "backward"), (2, 3), ways, strict=True):
+                row[f"{way}_seconds"] = _device_seconds(work)
+                row[f"{way}_share_of_copy"] = moved * nbytes / row[f"{way}_seconds"] / copy
+            yield row
+
+
+def _kernels(device: torch.device, B: int, T: int) -> dict[str, tuple[int, Callable, Callable]]:
+    """The bytes of a tensor, and kernels that move two such tensors at least (forward) and three (backward)."""
+    from mosaic_cli.core.kernels import leaky, values
+
+    # no head of `FULL` begins with a rate below 0.5, and those that forget more slowly read more
+    rate, gamma, alpha = (torch.full((12,), number, device=device) for number in (0.3, 0.6, 1.0))
+    x, by_keys = (torch.randn(B, T, 12, 64, device=device, dtype=torch.bfloat16) for _ in range(2))
+    by_values = torch.randn(B, T - 1, 12, 64, device=device, dtype=torch.bfloat16)
+    keys, lengths = leaky._leaky_rows(x, rate, None, True, x.dtype)
+    target = torch.empty_like(x)
+    return {
+        "keys": (
+            x.nbytes,
+            lambda: leaky._leaky_rows(x, rate, None, True, x.dtype),
+            lambda: leaky._leaky_rows_backward(by_keys, keys, lengths, rate, True, x.dtype),
+        ),
+        "values": (
+            x.nbytes,
+            lambda: values._peeked_rows(x, gamma, alpha),
+            lambda: values._peeked_rows_backward(by_values, x, gamma, alpha),
+        ),
+        "a copy, and a sum of two": (x.nbytes, lambda: target.copy_(x), lambda: torch.add(x, by_keys, out=target)),
+    }
 
 
 def measure_training(placement: Placement, batches: dict[int, int]) -> Iterator[Row]:
     """Tokens per second of whole steps, both kinds, compiled and eager; share of the matrix rate."""
     on_gpu = placement.device.type == "cuda"
-    rate = _matrix_rate(placement, 8192 if on_gpu else 256)
-    yield {"what": "matrix product", "operations_per_second": rate}
     for T, batch in batches.items():
         for mode in ("compiled", "eager") if on_gpu else ("eager",):
             torch.compiler.reset()  # lest the second T be compiled as one that varies
@@ -232,6 +241,8 @@ def measure_training(placement: Placement, batches: dict[int, int]) -> Iterator[
                 loss = torch.compile(training_loss) if mode == "compiled" else training_loss
                 steps[kind] = _step(models[kind], loss, batch, placement)
                 warm_up[kind] = _timed(steps[kind])
+            rate = _matrix_rate(placement, 8192 if on_gpu else 256)
+            yield {"what": "matrix product", "operations_per_second": rate}
             seconds = interleaved({kind: lambda step=step: step for kind, step in steps.items()}, ROUNDS)
             for kind, model in models.items():
                 per_second = batch * T / statistics.median(seconds[kind])
@@ -324,10 +335,13 @@ def _matrix_rate(placement: Placement, n: int) -> float:
 
 
 def _device_seconds(work: Callable[[], object]) -> float:
-    """Median seconds on the GPU, launch not counted, the caches emptied before each call."""
+    """Median seconds on the GPU of work that is recorded, so that launches are not counted; caches are emptied before
+    each call."""
     from triton.testing import do_bench
 
-    return do_bench(work, return_mode="median") / 1000
+    work()
+    wait()
+    return do_bench(cuda_graph(work), return_mode="median") / 1000
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -94,7 +94,8 @@ class RecordedStep:
     ):
         self.model, self.cache, self.placement, self._record = model, cache, placement, record
         self._compute = torch.compile(self._logits, dynamic=False) if compiled else self._logits
-        self._newest = torch.tensor([self._stored - 1], device=placement.device)
+        pairs = cache.length - (model.config.kind == "mosaic")  # whose newest key waits for its value
+        self._newest = torch.tensor([pairs - 1], device=placement.device)
         for owner, name in _replaced(cache):
             setattr(owner, name, getattr(owner, name).clone())
         self._pairs = cache.fix(self._newest)
@@ -106,7 +107,7 @@ class RecordedStep:
         """Logits (B, V) after each text's next token (B,)."""
         if self._tokens is None:
             self._tokens = tokens[:, None].clone()
-        if self._stored >= self._capacity:
+        if self.cache.length >= self._capacity:
             self._make_room()
         length = self.cache.length
         self._tokens.copy_(tokens[:, None])
@@ -114,15 +115,10 @@ class RecordedStep:
         self.cache.length = length + 1
         return logits
 
-    @property
-    def _stored(self) -> int:
-        """Pairs of each memory: of a mosaic's newest token the pair waits for the next one."""
-        return self.cache.length - (self.model.config.kind == "mosaic")
-
     def _make_room(self) -> None:
         config = self.model.config
         most = config.context_length if config.kind == "transformer" else math.inf  # beyond it the step says so
-        self._capacity = min(FixedPairs.capacity_for(self._stored + 1), most)
+        self._capacity = min(FixedPairs.capacity_for(self.cache.length + 1), most)
         for pairs in self._pairs:
             pairs.make_room(self._capacity)
         kept = [self._newest, *(getattr(owner, name) for owner, name in _replaced(self.cache))]
@@ -159,7 +155,6 @@ def _replaced(cache: MemoryCache | AttentionCache) -> Iterator[tuple[object, str
     if isinstance(cache, AttentionCache):
         return
     for memory in cache.contextual:
-        yield memory, "pending_key"
         yield memory.values, "pending"
         if memory.keys is not None:
             yield memory.keys, "average"

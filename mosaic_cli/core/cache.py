@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mosaic_cli.core import kernels
+from mosaic_cli.core import kernels, ops
 from mosaic_cli.core.ops import AttendOne
 
 
@@ -78,29 +78,31 @@ class FixedPairs:
     """Keys and values (B, H, S, D) in buffers that stay where they are, for a step that is recorded and replayed.
 
     Args:
-        keys, values: (B, H, n, D), stored so far.
+        keys, values: (B, H, n, D), stored so far. Of a mosaic there is a key more: the newest one waits in its place.
         newest: place of the newest pair (1,), an integer on the device: whoever owns the step raises it.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, newest: Tensor):
         self.newest = newest
         self._keys, self._values = keys, values
+        self._ahead = keys.shape[2] - values.shape[2]
 
     @staticmethod
-    def capacity_for(pairs: int) -> int:
-        """The room to make for so many pairs."""
-        return max(256, 1 << (pairs - 1).bit_length())
+    def capacity_for(keys: int) -> int:
+        """The room to make for so many keys."""
+        return max(256, 1 << (keys - 1).bit_length())
 
     def make_room(self, capacity: int) -> None:
-        """Have room for so many pairs, in other memory."""
+        """Have room for so many keys and values, in other memory."""
         before = self._keys, self._values
         self._keys, self._values = (_room(tensor, capacity) for tensor in before)
         for larger, tensor in zip((self._keys, self._values), before, strict=True):
             larger[:, :, : tensor.shape[2]] = tensor
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put a pair (B, H, 1, D) at the newest place; returns the buffers, of which the rest is not yet there."""
-        self._keys.index_copy_(2, self.newest, keys)
+        """Put the newest key and value (B, H, 1, D) in their places; returns the buffers, of which the rest is not yet
+        there."""
+        self._keys.index_copy_(2, self.newest + self._ahead, keys)
         self._values.index_copy_(2, self.newest, values)
         return self._keys, self._values
 
@@ -219,6 +221,15 @@ class ContextualCache:
     pairs: GrowingPairs | FixedPairs | WindowPairs = field(default_factory=GrowingPairs)
     pending_key: Tensor | None = None  # (B, H, 1, D)
 
+    def store(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store the pairs that the newest tokens complete, given their keys (B, H, n, D) and the values that end before
+        the newest; returns queries, one for each value, and the keys and values that they may read."""
+        if isinstance(self.pairs, FixedPairs):
+            return keys, *self.pairs.append(keys.to(values.dtype), values)
+        stored, queries = ops.after_pending(self.pending_key, keys)
+        self.pending_key = ops.newest(keys)
+        return queries, *self.pairs.append(stored.to(values.dtype), values)
+
     def repeat(self, count: int) -> "ContextualCache":
         """A copy for each of `count` texts."""
         return replace(
@@ -269,7 +280,9 @@ class MemoryCache:
     def fix(self, newest: Tensor) -> list[FixedPairs]:
         """Keep the pairs of all memories in `FixedPairs` from now on, and one number for all of how many there are."""
         for cache in self.contextual:
-            cache.pairs = FixedPairs(*cache.pairs.stored(like=cache.values.pending), newest)
+            keys, values = cache.pairs.stored(like=cache.values.pending)
+            cache.pairs = FixedPairs(torch.cat([keys, cache.pending_key.to(keys.dtype)], dim=2), values, newest)
+            cache.pending_key = None
         return [cache.pairs for cache in self.contextual]
 
 

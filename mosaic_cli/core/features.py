@@ -20,12 +20,12 @@ class KeyExtractor(nn.Module):
         self.num_heads = config.num_heads
         self.normalised = config.normalised_keys
 
-    def forward(self, x: Tensor, state: KeyState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: KeyState | None = None, projected: Tensor | None = None) -> Tensor:
         """Keys (B, H, T, D), of unit length unless the configuration says otherwise, for x (B, T, C).
 
-        With a state, x continues what the state has seen.
+        With a state, x continues what the state has seen. `projected` is W_phi x (B, T, C), where it is there already.
         """
-        projected = self.project(x)  # (B, T, C)
+        projected = self.project(x) if projected is None else projected
         if state is not None and state.average is not None and x.shape[1] == 1:  # decoding: one multiply-add
             averages = torch.addcmul(ops.split_heads(projected, self.num_heads), state.decay, state.average)
         else:
@@ -54,34 +54,36 @@ class GatedKeyExtractor(nn.Module):
         self.num_heads = config.num_heads
         self.normalised = config.normalised_keys
 
-    def forward(self, x: Tensor, state: GatedKeyState | None = None) -> Tensor:
-        """Keys (B, H, T, D) for x (B, T, C). With a state, x continues what the state has seen."""
+    def forward(self, x: Tensor, state: GatedKeyState | None = None, projected: Tensor | None = None) -> Tensor:
+        """Keys (B, H, T, D) for x (B, T, C). With a state, x continues what the state has seen. `projected` is W_phi x
+        (B, T, C), where it is there already."""
+        projected = self.project(x) if projected is None else projected
         if state is None and self.normalised and kernels.loops_serve(x):
             from mosaic_cli.core.kernels import cpu
 
-            projected, gate, decay = self.terms(x)
-            return cpu.keys(projected, ops.wide(gate), ops.wide(decay))
+            heads, gate, decay = self._terms(x, projected)
+            return cpu.keys(heads, ops.wide(gate), ops.wide(decay))
         if state is None and self.normalised and kernels.serves(x) and not torch.compiler.is_compiling():
             from mosaic_cli.core.kernels import gated
 
-            projected, gate, decay = self.terms(x)
-            return gated.gated_keys(projected, gate, -decay)[0]
+            heads, gate, decay = self._terms(x, projected)
+            return gated.gated_keys(heads, gate, -decay)[0]
         before = None if state is None else state.newest
         if before is not None and x.shape[1] == 1:  # decoding
-            average, scale = next_average(*self._terms_of_one(x), before)
+            average, scale = next_average(*self._terms_of_one(x, projected), before)
         else:
-            average, scale = gated_average(*self.terms(x), before)
+            average, scale = gated_average(*self._terms(x, projected), before)
         if state is not None:
             state.newest = ops.newest(average), ops.newest(scale)
         return ops.normalise(average) if self.normalised else true_average(average, scale)
 
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms(self, x: Tensor, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W_phi x (B, T, H, D), the logarithm of the gates and the rates of decay (B, T, H)."""
-        return self.project(x).unflatten(-1, (self.num_heads, -1)), self.gate(x), self.decay(x).abs()
+        return projected.unflatten(-1, (self.num_heads, -1)), self.gate(x), self.decay(x).abs()
 
-    def _terms_of_one(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms_of_one(self, x: Tensor, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same of one token, each with the dimensions of keys: (B, H, 1, D) and (B, H, 1, 1)."""
-        terms = self.project(x), self.gate(x), self.decay(x).abs()
+        terms = projected, self.gate(x), self.decay(x).abs()
         return tuple(ops.split_heads(term, self.num_heads) for term in terms)
 
     def make_state(self) -> GatedKeyState:
@@ -98,9 +100,9 @@ class LinearKeyExtractor(nn.Module):
         self.num_heads = config.num_heads
         self.normalised = config.normalised_keys
 
-    def forward(self, x: Tensor, state: None = None) -> Tensor:
-        """Keys (B, H, T, D) for x (B, T, C)."""
-        keys = ops.split_heads(self.project(x), self.num_heads)
+    def forward(self, x: Tensor, state: None = None, projected: Tensor | None = None) -> Tensor:
+        """Keys (B, H, T, D) for x (B, T, C). `projected` is W_phi x (B, T, C), where it is there already."""
+        keys = ops.split_heads(self.project(x) if projected is None else projected, self.num_heads)
         return ops.normalise(keys) if self.normalised else keys
 
     def make_state(self) -> None:
@@ -127,12 +129,14 @@ class ValueExtractor(nn.Module):
         self.scale = nn.Parameter(torch.empty(config.num_heads))  # theta of alpha
         self.form = {"free": ops.value_scale, "at_least_one": ops.value_scale_at_least_one}[config.value_scale]
 
-    def forward(self, x: Tensor, state: ValueState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: ValueState | None = None, projected: Tensor | None = None) -> Tensor:
         """Values in the dtype of the projection, for x (B, T, C): (B, H, T - 1, D), the newest token's being unknown.
 
         With a state, x continues what the state has seen, and the value that waited for x is the first: (B, H, T, D).
+        `projected` is W_psi x (B, T, C), where it is there already.
         """
-        content = ops.split_heads(self.project(x), self.num_heads)  # (B, H, T, D)
+        projected = self.project(x) if projected is None else projected
+        content = ops.split_heads(projected, self.num_heads)  # (B, H, T, D)
         if state is None:
             return ops.peeked_values(content, self.peek, self.alpha()).to(content.dtype)
         now, ahead = ops.after_pending(state.pending, content)

@@ -8,7 +8,7 @@ from mosaic_cli.core.cache import ContextualCache, GrowingPairs, PersistentCache
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.features import ValueExtractor, make_key_extractor
 from mosaic_cli.core.feedforward import MLP, SwiGLU
-from mosaic_cli.core.linear import Output
+from mosaic_cli.core.linear import Output, linear
 from mosaic_cli.core.windows import window_read
 
 ADAPTIVE = ("bandwidth_floor", "bandwidth_growth", "bandwidth_power")  # theta of beta_0, beta_1 and a
@@ -108,7 +108,7 @@ class PairMemory(nn.Module):
         window: `full` reads all earlier pairs (v1), `short` the newest ones, `long` those of some age (v2).
 
     Attributes:
-        loops: whether caches may load compiled loops, see `GrowingPairs`.
+        loops: whether compiled loops may serve, see `GrowingPairs` and `linear.linear`.
         delay: age in tokens of the newest pair that is read; 1 is the strict past.
         training_delay: the same while training, where it may be drawn anew at each step: see `Mosaic.begin_step`.
     """
@@ -121,6 +121,7 @@ class PairMemory(nn.Module):
         self.values = ValueExtractor(config)
         self.read = PairRead(config, config.short_window if window == "short" else None)
         self.delay = self.training_delay = config.long_delay if window == "long" else 1
+        self._projections: Tensor | None = None
 
     def recall(self, x: Tensor, cache: ContextualCache | None = None) -> Tensor:
         """Reads (B, T, C) for x (B, T, C), zero where the memory is empty. With a cache, x goes on from what it has."""
@@ -145,10 +146,9 @@ class PairMemory(nn.Module):
 
     def _continue(self, x: Tensor, cache: ContextualCache) -> Tensor:
         """Reads (B, H, T or less, D) of x (B, T, C), the newest; its pairs but the last are stored."""
-        keys, values = self.keys(x, cache.keys), self.values(x, cache.values)
-        stored_keys, queries = ops.after_pending(cache.pending_key, keys)
-        cache.pending_key = ops.newest(keys)
-        pairs = cache.pairs.append(stored_keys.to(values.dtype), values)
+        of_keys, of_values = self._project(x)
+        keys, values = self.keys(x, cache.keys, of_keys), self.values(x, cache.values, of_values)
+        queries, *pairs = cache.store(keys, values)
         if self.delay > 1:
             old = max(0, cache.pairs.length - self.delay + 1)  # pairs that the newest query may read
             pairs = [tensor[:, :, :old] for tensor in pairs]
@@ -157,6 +157,20 @@ class PairMemory(nn.Module):
             if old < queries.shape[2]:
                 queries = queries[:, :, -old:]
         return self.read(queries, *pairs, *cache.scalars, attend_one=cache.pairs.attend_one)
+
+    def join_projections(self) -> None:
+        """Have W_phi and W_psi lie in memory one behind the other, so that one product makes both of a token's
+        projections, of which decoding feels the number. Their values stay."""
+        matrices = self.keys.project.weight, self.values.project.weight
+        self._projections = torch.cat([matrix.detach() for matrix in matrices])
+        for matrix, part in zip(matrices, self._projections.chunk(2), strict=True):
+            matrix.data = part
+
+    def _project(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """W_phi x and W_psi x (B, T, C), where they are made at once."""
+        if self._projections is None:
+            return None, None
+        return linear(x, self._projections, self.loops).chunk(2, dim=-1)
 
     def make_cache(self) -> ContextualCache:
         """An empty memory."""

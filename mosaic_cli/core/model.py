@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mosaic_cli.core import ops
 from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.loss import ChunkedLoss, chunk_tokens, chunks_pay
-from mosaic_cli.core.memory import PersistentMemory
+from mosaic_cli.core.memory import PairMemory, PersistentMemory
 from mosaic_cli.core.mosaic import Mosaic
 from mosaic_cli.core.transformer import Transformer
 
@@ -39,7 +39,8 @@ def build_model(config: ModelConfig) -> Mosaic | Transformer:
 def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32, tokens: int = 0) -> bool:
     """Have a model read its weights faster, one token at a time, in place.
 
-    On a CPU slots lie in another order, unless loops read them. Elsewhere matrices are rounded to the dtype of products
+    The projections of keys and values are made by one product. On a CPU slots lie in another order, unless loops read
+    them. Elsewhere matrices are rounded to the dtype of products
     once, not for each token; embeddings, which products do not take, are rounded with them.
     Not for a model that is trained on: its steps would round otherwise than those of the run it came from.
 
@@ -51,16 +52,18 @@ def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32, t
     Returns:
         Whether they may be.
     """
-    if next(model.parameters()).device.type != "cpu":
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if not on_cpu:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.data = parameter.data.to(dtype)
-        return False
-    loops = tokens * count_parameters(model) >= WORTH_LOADING
+    loops = on_cpu and tokens * count_parameters(model) >= WORTH_LOADING
     for module in model.modules():
         if hasattr(module, "loops"):
             module.loops = loops
-        if isinstance(module, PersistentMemory) and not loops:
+        if isinstance(module, PairMemory):
+            module.join_projections()
+        if isinstance(module, PersistentMemory) and on_cpu and not loops:
             module.turn_slots()
     return loops
 

@@ -52,7 +52,7 @@ def attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, al
 def _attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
     (B, H, _, D), M = queries.shape, keys.shape[1]
     queries, shares, rows = queries.contiguous(), triton.cdiv(M, SLOTS), min(64, max(16, triton.next_power_of_2(B)))
-    reads, sums, weights = _room(queries, values.dtype, shares)
+    reads, sums, weights = _room(queries, values.dtype, shares, values.dtype)
     wrap_triton(_slots_kernel)[(H, shares, triton.cdiv(B, rows))](
         queries, keys, values, beta, sums, weights, B, H, M, D, *keys.stride()[:2], *values.stride()[:2],
         ROWS=rows, WIDTH=tile_width(D), SLOTS=SLOTS, num_warps=4,
@@ -65,20 +65,23 @@ def _attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, a
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, scales: Tensor, newest: Tensor) -> Tensor:
     B, H, S, D = keys.shape
     queries, shares = queries.contiguous(), min(MOST_SHARES, triton.cdiv(PROGRAMS, B * H), triton.cdiv(S, BLOCK))
-    reads, sums, weights = _room(queries, values.dtype, shares)
+    reads, sums, weights = _room(queries, values.dtype, shares, torch.float32)
     wrap_triton(_share_kernel)[(B * H, shares)](
-        queries, keys, values, scales, newest, sums, weights, H, S, D, *keys.stride()[:3], *values.stride()[:3],
-        WIDTH=tile_width(D), BLOCK=BLOCK, num_warps=4,
+        queries, keys, values, scales, newest, reads, sums, weights, H, S, D, *keys.stride()[:3], *values.stride()[:3],
+        ALONE=shares == 1, WIDTH=tile_width(D), BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
-    wrap_triton(_join_kernel)[(B * H,)](sums, weights, scales, reads, H, D, shares, False, **_joining(shares, D))
+    if shares > 1:
+        wrap_triton(_join_kernel)[(B * H,)](sums, weights, scales, reads, H, D, shares, False, **_joining(shares, D))
     return reads
 
 
-def _room(queries: Tensor, dtype: torch.dtype, shares: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For the reads (B, H, 1, D), and for what each share leaves in float32: sums (shares, B * H, D); highest scores
-    and total weights (2, shares, B * H)."""
+def _room(
+    queries: Tensor, dtype: torch.dtype, shares: int, dtype_of_sums: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For the reads (B, H, 1, D), and for what each share leaves: sums (shares, B * H, D), and in float32 highest
+    scores and total weights (2, shares, B * H)."""
     B, H, _, D = queries.shape
-    sums = torch.empty(shares, B * H, D, dtype=torch.float32, device=queries.device)
+    sums = torch.empty(shares, B * H, D, dtype=dtype_of_sums, device=queries.device)
     weights = torch.empty(2, shares, B * H, dtype=torch.float32, device=queries.device)
     return torch.empty(B, H, 1, D, dtype=dtype, device=queries.device), sums, weights
 
@@ -89,8 +92,8 @@ def _joining(shares: int, D: int) -> dict[str, int]:
 
 @triton.jit
 def _share_kernel(
-    queries, keys, values, scales, newest, sums, weights, H, S, D,
-    k_batch, k_head, k_pair, v_batch, v_head, v_pair, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    queries, keys, values, scales, newest, reads, sums, weights, H, S, D,
+    k_batch, k_head, k_pair, v_batch, v_head, v_pair, ALONE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = program // H, program % H
@@ -116,10 +119,15 @@ def _share_kernel(
         total = total * shrink + tl.sum(weight, axis=1)
         summed = tl.dot(weight.to(value.dtype), value, summed * shrink[:, None], input_precision="tf32x3")
         highest = above
-    place = share * tl.num_programs(0) + program
-    tl.store(sums + place * D + columns, row(summed, 0, ROWS), mask=columns < D)
-    tl.store(weights + place, tl.max(highest, axis=0))
-    tl.store(weights + tl.num_programs(1) * tl.num_programs(0) + place, tl.max(total, axis=0))
+    read = row(summed, 0, ROWS)
+    if ALONE:
+        read /= tl.max(total, axis=0)
+        tl.store(reads + program * D + columns, read.to(reads.dtype.element_ty), mask=columns < D)
+    else:
+        place = share * tl.num_programs(0) + program
+        tl.store(sums + place * D + columns, read, mask=columns < D)
+        tl.store(weights + place, tl.max(highest, axis=0))
+        tl.store(weights + tl.num_programs(1) * tl.num_programs(0) + place, tl.max(total, axis=0))
 
 
 @triton.jit
@@ -140,7 +148,7 @@ def _slots_kernel(
     weight = tl.exp(scores - highest[:, None])
     summed = tl.dot(weight.to(value.dtype), value, input_precision="tf32x3")
     place = share * B * H + texts
-    tl.store(sums + place[:, None] * D + columns, summed, mask=asks)
+    tl.store(sums + place[:, None] * D + columns, summed.to(sums.dtype.element_ty), mask=asks)
     tl.store(weights + place, highest, mask=b < B)
     tl.store(weights + tl.num_programs(1) * B * H + place, tl.sum(weight, axis=1), mask=b < B)
 
@@ -160,7 +168,7 @@ def _join_kernel(
         sums + (share[:, None] * texts + program) * D + columns[None, :],
         mask=here[:, None] & (columns < D)[None, :],
         other=0.0,
-    )
+    ).to(tl.float32)
     read = tl.sum(summed * scale[:, None], axis=0) / tl.sum(total * scale, axis=0)
     if HAS_FACTORS:
         read *= tl.load(factors + program % H)

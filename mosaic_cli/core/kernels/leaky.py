@@ -1,13 +1,13 @@
 """v1's leaky average, and the keys made of it, as Triton kernels for a GPU.
 
-Shapes as in `ops`: x (B, T, H, D). Rows (B, T, H, D) are keys or averages as they lie in memory; lengths (B, T, H).
+Shapes as in `ops`: x (B, T, H, D). Rows (B, T, H, D) are keys or averages as they lie in memory; lengths (B, H, T).
 
-**Form.** The work is a multiply-add or two for every number moved, so the bound is memory traffic, and what is needed
-is many programs with little to wait for. A text is cut into segments of SEGMENT tokens, and each program has one of
-them, of one head. Its state before the first token is made of the ends of the segments before: the averages that each
-makes by itself, which a first kernel writes. So x is read twice, the second time mostly from the GPU's cache. Inside a
-segment, TILE tokens at a time are one product with a TILE x TILE matrix of decays, the same for all tiles. The gradient
-is the same recurrence run from the last token to the first.
+**Form.** The work is a multiply-add or two for every number moved, so the bound is memory traffic: every number is to
+be read once. A program goes through a segment of a text, of one head, TILE tokens at a time: their averages are one
+product with a TILE x TILE matrix of decays, the same for all tiles, and what earlier tokens have left; a second product
+hands that on. A longer text is cut into segments, so that there is work for all of the GPU. What earlier tokens have
+left a segment is made of those that still weigh 2^-64 or more: for a head that forgets as fast as they start, the 9 to
+89 tokens before it. The gradient is the same recurrence run from the last token to the first.
 
 docs/equations.md has the derivation; `core.leaky` says the same in PyTorch.
 """
@@ -18,12 +18,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from mosaic_cli.core.kernels.rows import in_rows, row, tile_width
+from mosaic_cli.core.kernels.rows import in_rows, product, tile_width
 
-SEGMENT = 64  # tokens of a program: with one warp, as measured fastest forward and back on an H200 (docs/log.md)
 TILE = 16  # tokens averaged by one matrix; the least that the matrix units take
-NUM_WARPS = 1
-ENDS = tl.constexpr(16)  # of segments, put together at once
+LEAST_SEGMENT, MOST_SEGMENTS = 512, 16  # the more segments, the more often a head that forgets slowly is read again
+FORWARD, BACKWARD = (5, 1), (3, 2)  # tiles on their way, and warps for 64 columns: fastest on an H200 (docs/log.md)
 
 
 def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
@@ -40,18 +39,16 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
 def _leaky_rows(
     x: Tensor, rate: Tensor, state: Tensor | None, normalise: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Keys or averages (B, T, H, D) of this dtype, and the lengths (B, T, H) that keys were divided by."""
+    """Keys or averages (B, T, H, D) of this dtype, and the lengths (B, H, T) that keys were divided by."""
     B, T, H, D = x.shape
-    x, rate, n = in_rows(x), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
+    x, rate, segment = in_rows(x), rate.float().contiguous(), _segment(T)
     rows = torch.empty(B, T, H, D, dtype=dtype, device=x.device)
-    lengths = torch.empty(B, T, H, dtype=torch.float32, device=x.device)
-    ends = torch.empty(B, n, H, D, dtype=torch.float32, device=x.device)
-    if n > 1:
-        wrap_triton(_keys_ends_kernel)[(B * H, n - 1)](x, rate, ends, T, n, H, D, *x.stride()[:3], **_launch(D))
-    first = ends if state is None else state.float().contiguous()
-    wrap_triton(_keys_forward_kernel)[(B * H, n)](
-        x, rate, first, ends, rows, lengths, T, n, H, D, *x.stride()[:3], state is not None, normalise, **_launch(D)
-    )
+    lengths = torch.empty(B, H, T if normalise else 0, dtype=torch.float32, device=x.device)
+    first = rate if state is None else state.float().contiguous()
+    wrap_triton(_keys_forward_kernel)[(B * H, triton.cdiv(T, segment))](
+        x, rate, first, rows, lengths, T, segment, H, D, *x.stride()[:3], state is not None, normalise,
+        **_launch(D, *FORWARD),
+    )  # fmt: skip
     return rows, lengths
 
 
@@ -61,19 +58,15 @@ def _leaky_rows_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients by x (B, T, H, D), of this dtype, and by rate (H,), from that by the rows; a state's part left out."""
     B, T, H, D = rows.shape
-    gradient, rate, n = in_rows(gradient), rate.float().contiguous(), triton.cdiv(T, SEGMENT)
+    gradient, rate, segment = in_rows(gradient), rate.float().contiguous(), _segment(T)
+    n = triton.cdiv(T, segment)
     by_x = torch.empty(B, T, H, D, dtype=dtype, device=rows.device)
-    by_rate = torch.empty(B, n, H, dtype=torch.float32, device=rows.device)
-    begins = torch.empty(B, n, H, D, dtype=torch.float32, device=rows.device)
-    if n > 1:
-        wrap_triton(_keys_begins_kernel)[(B * H, n - 1)](
-            gradient, rows, lengths, rate, begins, T, n, H, D, *gradient.stride()[:3], normalise, **_launch(D)
-        )
+    by_rate = torch.empty(B, H, n, dtype=torch.float32, device=rows.device)
     wrap_triton(_keys_backward_kernel)[(B * H, n)](
-        gradient, rows, lengths, rate, begins, by_x, by_rate, T, n, H, D, *gradient.stride()[:3], normalise,
-        **_launch(D),
+        gradient, rows, lengths, rate, by_x, by_rate, T, segment, H, D, *gradient.stride()[:3], normalise,
+        **_launch(D, *BACKWARD),
     )  # fmt: skip
-    return by_x, by_rate.sum(dim=(0, 1))
+    return by_x, by_rate.sum(dim=(0, 2))
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -97,157 +90,126 @@ def _differentiate(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 _leaky_rows.register_autograd(_differentiate, setup_context=_save)
 
 
-def _launch(D: int) -> dict[str, int]:
-    return {"SEGMENT": SEGMENT, "TILE": TILE, "WIDTH": tile_width(D), "num_warps": NUM_WARPS}
+def _segment(T: int) -> int:
+    """Tokens of a program."""
+    return max(LEAST_SEGMENT, TILE * triton.cdiv(T, TILE * MOST_SEGMENTS))
+
+
+def _launch(D: int, ahead: int, warps: int) -> dict[str, int]:
+    width = tile_width(D)
+    return {"AHEAD": ahead, "TILE": TILE, "WIDTH": width, "num_warps": warps * triton.cdiv(width, 64)}
 
 
 @triton.jit
-def _places(T, H, D, first, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """Of the tile that begins at token `first`: its tokens (TILE, 1), the columns (1, WIDTH), and which are there."""
-    t, columns = first + tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]
-    return t, columns, (t < T) & (columns < D)
+def _tiles_in_reach(rate, tokens, TILE: tl.constexpr):
+    """Tiles of the nearest of so many tokens that hold all those that weigh 2^-64 or more."""
+    return tl.minimum(tl.cdiv(tokens, TILE), (44.4 / tl.maximum(rate * TILE, 1e-5)).to(tl.int32) + 1)
 
 
 @triton.jit
-def _decayed(weights, rows, more, like):
-    """weights @ rows + more, as exact as numbers `like` these need: where they are halves, one product in TF32, which
-    rounds to 11 bits, else three of them."""
-    if like.dtype.element_ty == tl.float32:
-        return tl.dot(weights, rows, more, input_precision="tf32x3")
-    else:
-        return tl.dot(weights, rows, more, input_precision="tf32")
-
-
-@triton.jit
-def _folded(ends, decay, b, h, n, H, D, nearest, step, count, WIDTH: tl.constexpr):
-    """ends[nearest] + exp(-decay) ends[nearest + step] + exp(-2 decay) ends[nearest + 2 step] .. (WIDTH,): `count`."""
+def _average_before(x, rate, begin, D, x_token, AHEAD: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """The average (WIDTH,) at the token before token `begin`, a multiple of TILE."""
     columns = tl.arange(0, WIDTH)[None, :]
-    folded = tl.zeros([WIDTH], tl.float32)
-    for first in range(0, count, ENDS):
-        i = first + tl.arange(0, ENDS)[:, None]
-        place = (b * n + nearest + i * step) * H + h
-        end = tl.load(ends + place * D + columns, mask=(i < count) & (columns < D), other=0.0)
-        folded += tl.sum(end * tl.exp(-decay * i), axis=0)
-    return folded
-
-
-@triton.jit
-def _by_averages(
-    gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head,
-    NORMALISE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """The gradient by a tile's averages as such, float32 (TILE, WIDTH): (g - k (g . k)) / |a| for keys k = a / |a|."""
-    t, columns, here = _places(T, H, D, first, TILE, WIDTH)
-    by_row = tl.load(gradient + b * g_batch + t * g_token + h * g_head + columns, mask=here, other=0.0).to(tl.float32)
-    if NORMALISE:
-        places = (b * T + t) * H + h
-        key = tl.load(rows + places * D + columns, mask=here, other=0.0).to(tl.float32)
-        by_row -= key * tl.sum(by_row * key, axis=1)[:, None]
-        by_row /= tl.load(lengths + places, mask=t < T, other=1.0)
-    return by_row
-
-
-@triton.jit
-def _keys_ends_kernel(
-    x, rate, ends, T, n, H, D, x_batch, x_token, x_head,
-    SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """The average at the last token of each segment but the last, as if nothing stood before it."""
-    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    b, h = program // H, program % H
-    rho = tl.load(rate + h)
-    fade = tl.exp(-rho * TILE)
     summed = tl.zeros([TILE, WIDTH], tl.float32)  # of token i, TILE + i, 2 TILE + i ..
-    for tile in tl.static_range(SEGMENT // TILE):
-        t, columns, here = _places(T, H, D, segment * SEGMENT + tile * TILE, TILE, WIDTH)
-        new = tl.load(x + b * x_batch + t * x_token + h * x_head + columns, mask=here, other=0.0)
-        summed = summed * fade + new.to(tl.float32)
-    weights = tl.exp(-rho * (TILE - 1 - tl.arange(0, TILE)))
-    columns = tl.arange(0, WIDTH)
-    end = tl.sum(summed * weights[:, None], axis=0)
-    tl.store(ends + ((b * n + segment) * H + h) * D + columns, end, mask=columns < D)
+    tiles = _tiles_in_reach(rate, begin, TILE)
+    for tile in tl.range(tiles, num_stages=AHEAD):
+        t = begin + (tile - tiles) * TILE + tl.arange(0, TILE)[:, None]
+        new = tl.load(x + t * x_token + columns, mask=columns < D, other=0.0)
+        summed = summed * tl.exp(-rate * TILE) + new.to(tl.float32)
+    return tl.sum(summed * tl.exp(-rate * (TILE - 1 - tl.arange(0, TILE)))[:, None], axis=0)
 
 
 @triton.jit
 def _keys_forward_kernel(
-    x, rate, state, ends, rows, lengths, T, n, H, D, x_batch, x_token, x_head,
-    HAS_STATE: tl.constexpr, NORMALISE: tl.constexpr,
-    SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    x, rate, state, rows, lengths, T, segment, H, D, x_batch, x_token, x_head,
+    HAS_STATE: tl.constexpr, NORMALISE: tl.constexpr, AHEAD: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
+    x += b * x_batch + h * x_head
+    rows += (b * T * H + h) * D
+    lengths += program * T
     rho = tl.load(rate + h)
-    width = tl.arange(0, WIDTH)
-    average = _folded(ends, rho * SEGMENT, b, h, n, H, D, segment - 1, -1, segment, WIDTH)
+    begin, width, place = tl.program_id(1) * segment, tl.arange(0, WIDTH), tl.arange(0, TILE)
+    before = _average_before(x, rho, begin, D, x_token, AHEAD, TILE, WIDTH)
     if HAS_STATE:
-        first = tl.load(state + program * D + width, mask=width < D, other=0.0)
-        average += first * tl.exp(-rho * SEGMENT * segment)
-    place = tl.arange(0, TILE)
-    steps = place[:, None] - place[None, :]
+        before += tl.load(state + program * D + width, mask=width < D, other=0.0) * tl.exp(-rho * begin)
+    carried = tl.exp(-rho * (place + 1))[:, None] * before[None, :]  # what is left of it at each token of the tile
+    steps, columns = place[:, None] - place[None, :], width[None, :]
     weights = tl.where(steps >= 0, tl.exp(-rho * tl.maximum(steps, 0)), 0.0)
-    fades = tl.exp(-rho * (place + 1))[:, None]
-    for tile in range(SEGMENT // TILE):
-        t, columns, here = _places(T, H, D, segment * SEGMENT + tile * TILE, TILE, WIDTH)
-        new = tl.load(x + b * x_batch + t * x_token + h * x_head + columns, mask=here, other=0.0)
-        averages = _decayed(weights, new.to(tl.float32), fades * average[None, :], x)
-        average = row(averages, TILE - 1, TILE)
-        places = (b * T + t) * H + h
+    onward = tl.exp(-rho * (steps + TILE))  # from a token of this tile to one of the next
+    for tile in tl.range(tl.cdiv(tl.minimum(segment, T - begin), TILE), num_stages=AHEAD):
+        t = begin + tile * TILE + place[:, None]
+        here = (t < T) & (columns < D)
+        new = tl.load(x + t * x_token + columns, mask=here, other=0.0).to(tl.float32)
+        averages = product(weights, new, carried, x)
+        carried = product(onward, new, carried * tl.exp(-rho * TILE), x)
         if NORMALISE:
             length = tl.maximum(tl.sqrt(tl.sum(averages * averages, axis=1)), 1e-12)[:, None]
-            tl.store(lengths + places, length, mask=t < T)
-            averages /= length
-        tl.store(rows + places * D + columns, averages.to(rows.dtype.element_ty), mask=here)
+            tl.store(lengths + t, length, mask=t < T)
+            averages *= 1 / length  # a division of each would take as long as all the rest
+        tl.store(rows + t * (H * D) + columns, averages.to(rows.dtype.element_ty), mask=here)
 
 
 @triton.jit
-def _keys_begins_kernel(
-    gradient, rows, lengths, rate, begins, T, n, H, D, g_batch, g_token, g_head,
-    NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+def _by_averages(gradient, rows, lengths, t, T, H, D, g_token, NORMALISE: tl.constexpr, WIDTH: tl.constexpr):
+    """Of tokens t (n, 1) the gradient by their averages a as such, which for keys k = a / |a| is (g - k (g . k)) / |a|,
+    and the averages: float32 (n, WIDTH)."""
+    columns = tl.arange(0, WIDTH)[None, :]
+    here = (t < T) & (columns < D)
+    by_row = tl.load(gradient + t * g_token + columns, mask=here, other=0.0).to(tl.float32)
+    average = tl.load(rows + t * (H * D) + columns, mask=here, other=0.0).to(tl.float32)
+    if NORMALISE:
+        length = tl.load(lengths + t, mask=t < T, other=1.0)
+        by_row = (by_row - average * tl.sum(by_row * average, axis=1)[:, None]) * (1 / length)
+        average *= length
+    return by_row, average
+
+
+@triton.jit
+def _gradient_after(
+    gradient, rows, lengths, rate, end, T, H, D, g_token,
+    NORMALISE: tl.constexpr, AHEAD: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the first token of each segment but the first, as if nothing came after the segment."""
-    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1) + 1
-    b, h = program // H, program % H
-    rho = tl.load(rate + h)
-    fade = tl.exp(-rho * TILE)
+    """The gradient (WIDTH,) by token `end`, zero where the text has ended."""
     summed = tl.zeros([TILE, WIDTH], tl.float32)
-    for back in tl.static_range(SEGMENT // TILE):
-        first = (segment + 1) * SEGMENT - (back + 1) * TILE
-        summed = summed * fade + _by_averages(
-            gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head, NORMALISE, TILE, WIDTH
-        )
-    weights = tl.exp(-rho * tl.arange(0, TILE))
-    columns = tl.arange(0, WIDTH)
-    begin = tl.sum(summed * weights[:, None], axis=0)
-    tl.store(begins + ((b * n + segment) * H + h) * D + columns, begin, mask=columns < D)
+    tiles = _tiles_in_reach(rate, tl.maximum(T - end, 0), TILE)
+    for tile in tl.range(tiles, num_stages=AHEAD):
+        t = end + (tiles - 1 - tile) * TILE + tl.arange(0, TILE)[:, None]
+        by_averages, _ = _by_averages(gradient, rows, lengths, t, T, H, D, g_token, NORMALISE, WIDTH)
+        summed = summed * tl.exp(-rate * TILE) + by_averages
+    return tl.sum(summed * tl.exp(-rate * tl.arange(0, TILE))[:, None], axis=0)
 
 
 @triton.jit
 def _keys_backward_kernel(
-    gradient, rows, lengths, rate, begins, by_x, by_rate, T, n, H, D, g_batch, g_token, g_head,
-    NORMALISE: tl.constexpr, SEGMENT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    gradient, rows, lengths, rate, by_x, by_rate, T, segment, H, D, g_batch, g_token, g_head,
+    NORMALISE: tl.constexpr, AHEAD: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    program, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """With G the gradient by x, that by rate is minus the sum of lambda G_{t+1} . a_t."""
+    program = tl.program_id(0).to(tl.int64)
     b, h = program // H, program % H
+    gradient += b * g_batch + h * g_head
+    rows += (b * T * H + h) * D
+    by_x += (b * T * H + h) * D
+    lengths += program * T
     rho = tl.load(rate + h)
-    # the gradient by the first token after those at hand
-    later = _folded(begins, rho * SEGMENT, b, h, n, H, D, segment + 1, 1, n - 1 - segment, WIDTH)
-    place = tl.arange(0, TILE)
-    steps = place[None, :] - place[:, None]
-    weights = tl.where(steps >= 0, tl.exp(-rho * tl.maximum(steps, 0)), 0.0)
-    fades = tl.exp(-rho * (TILE - place))[:, None]
-    by_decay = tl.zeros([TILE], tl.float32)
-    for back in range(SEGMENT // TILE):
-        first = (segment + 1) * SEGMENT - (back + 1) * TILE
-        t, columns, here = _places(T, H, D, first, TILE, WIDTH)
-        by_averages = _by_averages(
-            gradient, rows, lengths, b, h, first, T, H, D, g_batch, g_token, g_head, NORMALISE, TILE, WIDTH
-        )
-        by_new = _decayed(weights, by_averages, fades * later[None, :], rows)
-        later = row(by_new, 0, TILE)
-        places = (b * T + t) * H + h
-        tl.store(by_x + places * D + columns, by_new.to(by_x.dtype.element_ty), mask=here)
-        before = tl.load(rows + (places - H) * D + columns, mask=here & (t > 0), other=0.0).to(tl.float32)
-        if NORMALISE:
-            before *= tl.load(lengths + places - H, mask=(t > 0) & (t < T), other=0.0)
-        by_decay += tl.sum(by_new * before, axis=1)  # of the decay from token t - 1 to t
-    tl.store(by_rate + (b * n + segment) * H + h, -tl.exp(-rho) * tl.sum(by_decay, axis=0))
+    begin, place = tl.program_id(1) * segment, tl.arange(0, TILE)
+    later = _gradient_after(
+        gradient, rows, lengths, rho, begin + segment, T, H, D, g_token, NORMALISE, AHEAD, TILE, WIDTH
+    )
+    carried = tl.exp(-rho * (TILE - place))[:, None] * later[None, :]  # what of it comes to each token of the tile
+    steps, columns = place[None, :] - place[:, None], tl.arange(0, WIDTH)[None, :]
+    weights = tl.where(steps > 0, tl.exp(-rho * tl.maximum(steps, 0)), 0.0)
+    onward = tl.exp(-rho * (steps + TILE))
+    by_decay = tl.zeros([TILE, WIDTH], tl.float32)
+    tiles = tl.cdiv(tl.minimum(segment, T - begin), TILE)
+    for tile in tl.range(tiles, num_stages=AHEAD):
+        t = begin + (tiles - 1 - tile) * TILE + place[:, None]
+        by_averages, averages = _by_averages(gradient, rows, lengths, t, T, H, D, g_token, NORMALISE, WIDTH)
+        from_later = product(weights, by_averages, carried, rows)  # lambda G_{t+1}
+        carried = product(onward, by_averages, carried * tl.exp(-rho * TILE), rows)
+        by_decay += from_later * averages
+        by_new = by_averages + from_later
+        tl.store(by_x + t * (H * D) + columns, by_new.to(by_x.dtype.element_ty), mask=(t < T) & (columns < D))
+    tl.store(by_rate + program * tl.num_programs(1) + tl.program_id(1), -tl.sum(by_decay))

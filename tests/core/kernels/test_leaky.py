@@ -19,8 +19,7 @@ LENGTHS = [1, 32, 33, 100]  # of one segment, whole and not, and of several
 
 @pytest.fixture(autouse=True)
 def _small_segments(monkeypatch):
-    monkeypatch.setattr(leaky, "SEGMENT", 32)
-    monkeypatch.setattr(leaky, "TILE", 16)
+    monkeypatch.setattr(leaky, "LEAST_SEGMENT", 32)
     monkeypatch.setattr(plain.kernels, "serves", lambda _: True)  # the way that a GPU takes
     poison_memory(monkeypatch)
 

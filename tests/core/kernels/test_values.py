@@ -17,7 +17,7 @@ H, D = 2, 5
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(values, "TILE", 16)
+    monkeypatch.setitem(values.FORWARD, "TILE", 16)
     monkeypatch.setattr(ops.kernels, "serves", lambda _: True)
     poison_memory(monkeypatch)
 
