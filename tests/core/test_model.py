@@ -101,6 +101,22 @@ def test_loops_for_long_texts_read_as_the_plain_functions_do(kind, changes, spli
     torch.testing.assert_close(cached.double(), whole, rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, V2], ids=["v1", "v2"])
+def test_one_product_makes_keys_and_values_of_the_same_weights(changes):
+    model, tokens = _model(**changes), _tokens(3, B=1)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    arrange_for_decoding(model)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    matrices = [m.project.weight for name, m in model.named_modules() if name.endswith((".keys", ".values"))]
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix.normal_()  # whoever edits a weight edits what decoding reads
+    cache = model.make_cache()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens[:, :2], cache), model(tokens)[:, :2])
+        torch.testing.assert_close(model(tokens[:, 2:], cache), model(tokens)[:, 2:])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_loops_are_loaded_for_much_work(kind):
     model = _model(kind)

@@ -4,6 +4,7 @@ Those for GPUs need Triton, which comes with PyTorch for CUDA; without it PyTorc
 `implementation` says so.
 """
 
+import math
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +13,7 @@ from mosaic_cli.core.config import ModelConfig
 
 HAS_TRITON = find_spec("triton") is not None
 LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a past in float32 are worth compiling
-MANY = 2**16  # numbers from which on loops are worth loading Numba for where no gradients are recorded
+MANY = {torch.bfloat16: 2**16, torch.float32: 2**20}  # numbers that are worth loading Numba for without gradients
 LEAST_ROWS, MOST_ROWS = 8, 64  # of a product by `few_rows`
 WEIGHTS = 2**16  # numbers at least of its matrix, and of the slots that `slots` reads
 QUANTISED = 2**16  # numbers that a buffer of keys has room for, from which on a single query reads them in 16 bits
@@ -31,13 +32,13 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
 
 def loops_serve(x: torch.Tensor) -> bool:
     """Whether compiled loops compute functions of x: on a CPU, not while compiling, where gradients are recorded; and
-    without them where products are in bfloat16 and x is large, as in validation.
+    without them where x is large, as in validation: the larger, the better the plain functions are.
 
     Elsewhere, as in decoding, the plain functions are quick enough, and Numba takes a second to load.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return torch.is_grad_enabled() or (x.numel() >= MANY and product_dtype(x) == torch.bfloat16)
+    return torch.is_grad_enabled() or x.numel() >= MANY.get(product_dtype(x), math.inf)
 
 
 def quantised_serve(buffer: torch.Tensor) -> bool:
