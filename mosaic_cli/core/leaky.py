@@ -84,8 +84,7 @@ def leaky_keys(x: Tensor, rate: Tensor) -> Tensor:
     if kernels.loops_serve(x):
         from mosaic_cli.core.kernels import cpu
 
-        rate = rate.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[:3])
-        return cpu.keys(x, torch.zeros_like(rate[0, 0]).expand(rate.shape), rate)
+        return cpu.keys(x, None, rate.to(torch.promote_types(x.dtype, torch.float32)))
     return _LeakyKeys.apply(x, rate) if torch.is_grad_enabled() else _keys_forward(x, rate)[0]
 
 

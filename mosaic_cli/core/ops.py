@@ -306,11 +306,15 @@ def attend(
         return _attend_by_products(queries if scale == 1 else queries * scale, keys, values)
     if layout.is_turned(keys):  # slots
         keys, values = keys.contiguous(), values.contiguous()
-    if not dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
-    from mosaic_cli.core.kernels import dropped
+    on_cpu = queries.device.type == "cpu" and not torch.compiler.is_compiling()
+    if dropout and on_cpu:
+        from mosaic_cli.core.kernels import dropped
 
-    return dropped.attend(queries * scale, keys, values, dropout, attn_mask, is_causal)
+        return dropped.attend(queries * scale, keys, values, dropout, attn_mask, is_causal)
+    if is_causal and on_cpu and keys.shape[2] % 8 == 7:
+        # a window of 2^n tokens has a pair less than that; torch is quicker with one more, which no query sees
+        keys, values = (F.pad(tensor, (0, 0, 0, 1)) for tensor in (keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal, scale=scale)
 
 
 def _attend_by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

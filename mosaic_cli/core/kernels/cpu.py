@@ -14,12 +14,12 @@ from mosaic_cli.core.kernels.compiled import loops, prange, run
 from mosaic_cli.core.kernels.halves import bits, number, stored
 
 
-def keys(x: Tensor, log_gate: Tensor, rate: Tensor) -> Tensor:
+def keys(x: Tensor, log_gate: Tensor | None, rate: Tensor) -> Tensor:
     """Normalised a_T = exp(log_gate_T) x_T + exp(-rate_T) a_{T-1}: keys (B, H, T, D) of x (B, T, H, D) (v1, v2).
 
     Args:
         x: in bfloat16, float32 or float64, as the keys will be; what is between is float32 or better.
-        log_gate, rate: (B, T, H), expanded from (H,) in v1; float32 or float64; rates not negative.
+        log_gate, rate: (B, T, H) (v2), or None, which is 0, and (H,) (v1); float32 or float64; rates not negative.
     """
     return _Keys.apply(_known(x), log_gate, rate)
 
@@ -37,8 +37,11 @@ def _known(x: Tensor) -> Tensor:
 
 class _Keys(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, log_gate: Tensor, rate: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, log_gate: Tensor | None, rate: Tensor) -> Tensor:
         x = x.contiguous()
+        ctx.constant = log_gate is None
+        if ctx.constant:
+            log_gate, rate = rate.new_zeros(()).expand(x.shape[:3]), rate.expand(x.shape[:3])
         keys, log_length = torch.empty_like(x), rate.new_empty(x.shape[:3])
         run(_keys_forward, bits(x), log_gate, rate, bits(keys), log_length)
         ctx.save_for_backward(keys, log_length, log_gate, rate)
@@ -46,12 +49,14 @@ class _Keys(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         keys, log_length, log_gate, rate = ctx.saved_tensors
-        by_x, by_gate, by_rate = torch.empty_like(keys), torch.empty_like(log_length), torch.empty_like(log_length)
+        B, T, H, _ = keys.shape
+        by_x = torch.empty_like(keys)
+        by_gate, by_rate = (rate.new_empty(B, 1 if ctx.constant else T, H) for _ in range(2))
         gradient = gradient.transpose(1, 2).contiguous()
         run(_keys_backward, bits(gradient), bits(keys), log_length, log_gate, rate, bits(by_x), by_gate, by_rate)
-        return by_x, by_gate, by_rate
+        return (by_x, None, by_rate.sum(dim=(0, 1))) if ctx.constant else (by_x, by_gate, by_rate)
 
 
 class _Values(torch.autograd.Function):
@@ -100,14 +105,16 @@ def _keys_forward(x, log_gate, rate, keys, log_length):
 
 @loops
 def _keys_backward(gradient, keys, log_length, log_gate, rate, by_x, by_gate, by_rate):
-    """`onward` is the gradient by the average of token t, from later tokens, times that average's length."""
+    """`onward` is the gradient by the average of token t, from later tokens, times that average's length. Where by_gate
+    and by_rate (B, 1, H) have one place for all tokens, their sums are written."""
     B, T, H, D = keys.shape
-    zero = rate.dtype.type(0)
+    zero, each = rate.dtype.type(0), by_rate.shape[1] == T
     for row in prange(B * H):
         b, h = row // H, row % H
         onward = np.zeros(D, rate.dtype)
+        sum_gate, sum_rate = zero, zero
         for t in range(T - 1, -1, -1):
-            along, gated = zero, zero
+            along, gated, faded = zero, zero, zero
             for d in range(D):
                 key = number(keys[b, t, h, d])
                 along += number(gradient[b, t, h, d]) * key
@@ -115,20 +122,21 @@ def _keys_backward(gradient, keys, log_length, log_gate, rate, by_x, by_gate, by
             gain = np.exp(log_gate[b, t, h] - log_length[b, t, h])
             if t > 0:
                 fade = np.exp(log_length[b, t - 1, h] - rate[b, t, h] - log_length[b, t, h])
-                faded = zero
                 for d in range(D):
                     whole = number(gradient[b, t, h, d]) - along * number(keys[b, t, h, d]) + onward[d]
                     by_x[b, t, h, d] = stored(gain * whole, by_x)
                     onward[d] = fade * whole
                     faded += fade * whole * number(keys[b, t - 1, h, d])
-                by_rate[b, t, h] = -faded
-                by_gate[b, t, h] = gated - faded
             else:
                 for d in range(D):
                     whole = number(gradient[b, t, h, d]) - along * number(keys[b, t, h, d]) + onward[d]
                     by_x[b, t, h, d] = stored(gain * whole, by_x)
-                by_rate[b, t, h] = zero
-                by_gate[b, t, h] = gated
+            sum_gate += gated - faded
+            sum_rate -= faded
+            if each:
+                by_gate[b, t, h], by_rate[b, t, h] = gated - faded, -faded
+        if not each:
+            by_gate[b, 0, h], by_rate[b, 0, h] = sum_gate, sum_rate
 
 
 @loops
