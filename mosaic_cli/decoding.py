@@ -95,10 +95,10 @@ class RecordedStep:
         self.model, self.cache, self.placement, self._record = model, cache, placement, record
         self._compute = torch.compile(self._logits, dynamic=False) if compiled else self._logits
         pairs = cache.length - (model.config.kind == "mosaic")  # whose newest key waits for its value
-        self._newest = torch.tensor([pairs - 1], device=placement.device)
+        self._newest = [torch.tensor([count - 1], device=placement.device) for count in (pairs, cache.length)]
         for owner, name in _replaced(cache):
             setattr(owner, name, getattr(owner, name).clone())
-        self._pairs = cache.fix(self._newest)
+        self._pairs = cache.fix(*self._newest)
         self._tokens: Tensor | None = None
         self._capacity = 0
 
@@ -121,7 +121,7 @@ class RecordedStep:
         self._capacity = min(FixedPairs.capacity_for(self.cache.length + 1), most)
         for pairs in self._pairs:
             pairs.make_room(self._capacity)
-        kept = [self._newest, *(getattr(owner, name) for owner, name in _replaced(self.cache))]
+        kept = [*self._newest, *(getattr(owner, name) for owner, name in _replaced(self.cache))]
         before = [tensor.clone() for tensor in kept]
         length = self.cache.length
 
@@ -141,7 +141,8 @@ class RecordedStep:
             return self._compute()
 
     def _logits(self) -> Tensor:
-        self._newest.add_(1)
+        for place in self._newest:
+            place.add_(1)
         places = [(owner, name, getattr(owner, name)) for owner, name in _replaced(self.cache)]
         logits = self.model.head(self.model.hidden(self._tokens, self.cache)[:, -1])
         for owner, name, place in places:

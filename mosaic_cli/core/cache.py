@@ -79,13 +79,13 @@ class FixedPairs:
 
     Args:
         keys, values: (B, H, n, D), stored so far. Of a mosaic there is a key more: the newest one waits in its place.
-        newest: place of the newest pair (1,), an integer on the device: whoever owns the step raises it.
+        newest, newest_key: places of the newest pair and key (1,), integers on the device: whoever owns the step raises
+            them.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, newest: Tensor):
-        self.newest = newest
+    def __init__(self, keys: Tensor, values: Tensor, newest: Tensor, newest_key: Tensor):
+        self.newest, self.newest_key = newest, newest_key
         self._keys, self._values = keys, values
-        self._ahead = keys.shape[2] - values.shape[2]
 
     @staticmethod
     def capacity_for(keys: int) -> int:
@@ -102,7 +102,7 @@ class FixedPairs:
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Put the newest key and value (B, H, 1, D) in their places; returns the buffers, of which the rest is not yet
         there."""
-        self._keys.index_copy_(2, self.newest + self._ahead, keys)
+        self._keys.index_copy_(2, self.newest_key, keys)
         self._values.index_copy_(2, self.newest, values)
         return self._keys, self._values
 
@@ -277,11 +277,11 @@ class MemoryCache:
         contextual = [cache.repeat(count) for cache in self.contextual]
         return MemoryCache(contextual, [_repeat_state(cache, count) for cache in self.persistent], self.length)
 
-    def fix(self, newest: Tensor) -> list[FixedPairs]:
-        """Keep the pairs of all memories in `FixedPairs` from now on, and one number for all of how many there are."""
+    def fix(self, *newest: Tensor) -> list[FixedPairs]:
+        """Keep the pairs of all memories in `FixedPairs` from now on, with the same places of the newest for all."""
         for cache in self.contextual:
             keys, values = cache.pairs.stored(like=cache.values.pending)
-            cache.pairs = FixedPairs(torch.cat([keys, cache.pending_key.to(keys.dtype)], dim=2), values, newest)
+            cache.pairs = FixedPairs(torch.cat([keys, cache.pending_key.to(keys.dtype)], dim=2), values, *newest)
             cache.pending_key = None
         return [cache.pairs for cache in self.contextual]
 
@@ -299,8 +299,8 @@ class AttentionCache:
         """A copy of what a single text (B = 1) left behind, for each of `count` texts that go on from it."""
         return AttentionCache([layer.repeat(count) for layer in self.layers], self.length)
 
-    def fix(self, newest: Tensor) -> list[FixedPairs]:
-        """Keep the pairs of all layers in `FixedPairs` from now on, and one number for all of how many there are."""
-        self.newest = newest
-        self.layers = [FixedPairs(*layer.stored(), newest) for layer in self.layers]
+    def fix(self, *newest: Tensor) -> list[FixedPairs]:
+        """Keep the pairs of all layers in `FixedPairs` from now on, with the same places of the newest for all."""
+        self.newest, _ = newest
+        self.layers = [FixedPairs(*layer.stored(), *newest) for layer in self.layers]
         return self.layers

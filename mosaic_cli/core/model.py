@@ -39,9 +39,9 @@ def build_model(config: ModelConfig) -> Mosaic | Transformer:
 def arrange_for_decoding(model: nn.Module, dtype: torch.dtype = torch.float32, tokens: int = 0) -> bool:
     """Have a model read its weights faster, one token at a time, in place.
 
-    The projections of keys and values are made by one product. On a CPU slots lie in another order, unless loops read
-    them. Elsewhere matrices are rounded to the dtype of products
-    once, not for each token; embeddings, which products do not take, are rounded with them.
+    One product makes the projections of keys and values. On a CPU slots lie in another order, unless loops read them.
+    Elsewhere matrices are rounded to the dtype of products once, not for each token; embeddings, which products do not
+    take, are rounded with them.
     Not for a model that is trained on: its steps would round otherwise than those of the run it came from.
 
     Args:

@@ -52,6 +52,7 @@ def attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, al
 def _attend_slots(queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
     (B, H, _, D), M = queries.shape, keys.shape[1]
     queries, shares, rows = queries.contiguous(), triton.cdiv(M, SLOTS), min(64, max(16, triton.next_power_of_2(B)))
+    # many shares are written and read again, so their sums are no wider than the read that is made of them
     reads, sums, weights = _room(queries, values.dtype, shares, values.dtype)
     wrap_triton(_slots_kernel)[(H, shares, triton.cdiv(B, rows))](
         queries, keys, values, beta, sums, weights, B, H, M, D, *keys.stride()[:2], *values.stride()[:2],

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from mosaic_cli.core.kernels.rows import in_rows, product, tile_width
+from mosaic_cli.core.kernels.rows import in_rows, tile_width
 
 TILE = 16  # tokens averaged by one matrix; the least that the matrix units take
 LEAST_SEGMENT, MOST_SEGMENTS = 512, 16  # the more segments, the more often a head that forgets slowly is read again
@@ -44,7 +44,7 @@ def _leaky_rows(
     x, rate, segment = in_rows(x), rate.float().contiguous(), _segment(T)
     rows = torch.empty(B, T, H, D, dtype=dtype, device=x.device)
     lengths = torch.empty(B, H, T if normalise else 0, dtype=torch.float32, device=x.device)
-    first = rate if state is None else state.float().contiguous()
+    first = rate if state is None else state.float().contiguous()  # rate: to have something, it is not read
     wrap_triton(_keys_forward_kernel)[(B * H, triton.cdiv(T, segment))](
         x, rate, first, rows, lengths, T, segment, H, D, *x.stride()[:3], state is not None, normalise,
         **_launch(D, *FORWARD),
@@ -107,6 +107,16 @@ def _tiles_in_reach(rate, tokens, TILE: tl.constexpr):
 
 
 @triton.jit
+def _decayed(weights, rows, more, like):
+    """weights @ rows + more, as exact as numbers `like` these need: where they are halves, one product in TF32, which
+    rounds to 11 bits, else three of them."""
+    if like.dtype.element_ty == tl.float32:
+        return tl.dot(weights, rows, more, input_precision="tf32x3")
+    else:
+        return tl.dot(weights, rows, more, input_precision="tf32")
+
+
+@triton.jit
 def _average_before(x, rate, begin, D, x_token, AHEAD: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):
     """The average (WIDTH,) at the token before token `begin`, a multiple of TILE."""
     columns = tl.arange(0, WIDTH)[None, :]
@@ -142,8 +152,8 @@ def _keys_forward_kernel(
         t = begin + tile * TILE + place[:, None]
         here = (t < T) & (columns < D)
         new = tl.load(x + t * x_token + columns, mask=here, other=0.0).to(tl.float32)
-        averages = product(weights, new, carried, x)
-        carried = product(onward, new, carried * tl.exp(-rho * TILE), x)
+        averages = _decayed(weights, new, carried, x)
+        carried = _decayed(onward, new, carried * tl.exp(-rho * TILE), x)
         if NORMALISE:
             length = tl.maximum(tl.sqrt(tl.sum(averages * averages, axis=1)), 1e-12)[:, None]
             tl.store(lengths + t, length, mask=t < T)
@@ -207,8 +217,8 @@ def _keys_backward_kernel(
     for tile in tl.range(tiles, num_stages=AHEAD):
         t = begin + (tiles - 1 - tile) * TILE + place[:, None]
         by_averages, averages = _by_averages(gradient, rows, lengths, t, T, H, D, g_token, NORMALISE, WIDTH)
-        from_later = product(weights, by_averages, carried, rows)  # lambda G_{t+1}
-        carried = product(onward, by_averages, carried * tl.exp(-rho * TILE), rows)
+        from_later = _decayed(weights, by_averages, carried, rows)  # lambda G_{t+1}
+        carried = _decayed(onward, by_averages, carried * tl.exp(-rho * TILE), rows)
         by_decay += from_later * averages
         by_new = by_averages + from_later
         tl.store(by_x + t * (H * D) + columns, by_new.to(by_x.dtype.element_ty), mask=(t < T) & (columns < D))

@@ -19,13 +19,3 @@ def tile_width(D: int) -> int:
 def row(tile, index, TILE: tl.constexpr):
     """Row `index` of a tile (TILE, WIDTH)."""
     return tl.sum(tl.where((tl.arange(0, TILE) == index)[:, None], tile, 0.0), axis=0)
-
-
-@triton.jit
-def product(weights, rows, more, like):
-    """weights @ rows + more in float32, as exact as numbers `like` these need: where they are halves, one product in
-    TF32, which rounds to 11 bits, else three of them."""
-    if like.dtype.element_ty == tl.float32:
-        return tl.dot(weights, rows, more, input_precision="tf32x3")
-    else:
-        return tl.dot(weights, rows, more, input_precision="tf32")
