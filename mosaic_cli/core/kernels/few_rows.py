@@ -13,7 +13,7 @@ from mosaic_cli.core.kernels.halves import dot
 from mosaic_cli.core.kernels.prefetch import request
 from mosaic_cli.core.kernels.tile import FEW_COLUMNS, FEW_ROWS, multiply_few
 
-AHEAD = 16  # rows of the matrix that are asked for before they are needed
+RUN = 16  # outputs of a row that are written at once: a line of the cache, of which a tile would write a part
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -42,19 +42,19 @@ def _few_rows(x, weight, y, threads):
     for r in range(R):
         for i in range(width):
             columns[r // FEW_COLUMNS, i, r % FEW_COLUMNS] = x[r, i]
-    tiles = outputs // FEW_ROWS
+    runs = outputs // RUN
     for thread in prange(threads):
-        product = np.empty((FEW_ROWS, FEW_COLUMNS), np.float32)
-        for tile in range(thread * tiles // threads, (thread + 1) * tiles // threads):
-            first = tile * FEW_ROWS
-            rows = weight[first : first + FEW_ROWS]
-            request(rows, AHEAD * rows.strides[0], FEW_ROWS * rows.strides[0])
+        product = np.empty((RUN, FEW_COLUMNS), np.float32)
+        for first in range(thread * runs // threads * RUN, (thread + 1) * runs // threads * RUN, RUN):
+            rows = weight[first : first + RUN]
+            request(rows, rows.nbytes, rows.nbytes)  # the next ones
             for group in range(len(columns)):
-                multiply_few(rows, columns[group], product)
-                here = y[group * FEW_COLUMNS : (group + 1) * FEW_COLUMNS, first : first + FEW_ROWS]
+                for n in range(0, RUN, FEW_ROWS):
+                    multiply_few(rows[n : n + FEW_ROWS], columns[group], product[n : n + FEW_ROWS])
+                here = y[group * FEW_COLUMNS : (group + 1) * FEW_COLUMNS, first : first + RUN]
                 for r in range(len(here)):
-                    for n in range(FEW_ROWS):
+                    for n in range(RUN):
                         here[r, n] = product[n, r]
-    for n in range(tiles * FEW_ROWS, outputs):
+    for n in range(runs * RUN, outputs):
         for r in range(R):
             y[r, n] = dot(weight[n], x[r])

@@ -88,10 +88,12 @@ def _score(query, keys, steps, scores):
     """Scores (n,) for a query (D,) of the first n keys (blocks, D, BLOCK) in integers."""
     for block in range(-(-len(scores) // BLOCK)):
         place = scores[block * BLOCK : (block + 1) * BLOCK]
+        own = steps[block * BLOCK : (block + 1) * BLOCK]
+        request_once(own, 0, own.itemsize * len(place))
         place[:] = 0
         add_weighted(query, keys[block, :, : len(place)], place)
-    for i in range(len(scores)):
-        scores[i] *= steps[i]
+        for i in range(len(place)):
+            place[i] *= own[i]
 
 
 @inner
@@ -102,12 +104,14 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
     covered = -(-count // NARROW) * NARROW  # pairs, of which those that are not there yet weigh nothing
     scores, weights = np.empty(covered, np.float32), np.empty(covered, np.float32)
     _score(query, key_integers[first // BLOCK :], key_steps[first:], scores)
+    request_once(value_integers[first], 0, AHEAD)
     total, largest = powers(scores[:count], np.float32(1), weights[:count])
     weights[count:] = 0
     read[:] = 0
     heavy, found = np.empty(MOST_HEAVY, np.int64), 0
     least = total / MOST_HEAVY
     for start in range(0, covered, BLOCK):
+        request_once(value_steps[first + start :], 0, value_steps.itemsize * BLOCK)
         if greatest_of(weights[start : start + BLOCK]) > least:
             for i in range(start, min(start + BLOCK, covered)):
                 if weights[i] > least:
