@@ -5,6 +5,7 @@ backward pass belong where the forward operation stands that recorded them: auto
 """
 
 import itertools
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -64,7 +65,9 @@ def profile_training(
     Args:
         model: on the placement's device; not compiled, for a compiler merges parts.
         batches: as the recipe's stream gives them.
-        steps: profiled steps; as many are timed without the profiler, and three more warm up.
+        steps: profiled steps. As many are timed without the profiler, in turn; before each of both is one that does
+            not count. What the profiler keeps splits the free memory of large tensors, so that those of the next step
+            come from the system, which clears them; and the first step under it is slower.
     """
     optimizer = make_optimizer(model, train)
     model.train()
@@ -84,20 +87,21 @@ def profile_training(
 
     for _ in range(WARM_UP):
         step()
-    plain = sorted(step() for _ in range(steps))[steps // 2]
-    on_gpu = placement.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    schedule = torch.profiler.schedule(wait=0, warmup=1, active=steps, repeat=1)
-    seconds = 0.0
-    with _named_ranges(model), torch.profiler.profile(activities=activities, schedule=schedule) as profiler:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if placement.device.type == "cuda" else [])]
+    schedule = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)
+    plain, profiled, times = [], [], _Times()
+    for _ in range(steps):
         step()
-        for _ in range(steps):
+        plain.append(step())
+        with _named_ranges(model), torch.profiler.profile(activities=activities, schedule=schedule) as profiler:
+            step()
             profiler.step()
-            seconds += step() / steps
-        profiler.step()
-    parts = _parts(model, profiler.events(), on_gpu, steps)
+            profiled.append(step())
+            profiler.step()
+        times.add(profiler.events(), on_gpu=placement.device.type == "cuda")
+    parts, seconds = times.means(model, steps), statistics.fmean(profiled)
     other = seconds - sum(part.total for part in parts)
-    return Profile([*parts, PartTime(OTHER, other, 0.0)], seconds, plain)
+    return Profile([*parts, PartTime(OTHER, other, 0.0)], seconds, statistics.median(plain))
 
 
 def _loss_in_range(model: LanguageModel, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -144,25 +148,34 @@ def _part_of(name: str) -> str:
     return ".".join(inner) or BETWEEN
 
 
-def _parts(model: nn.Module, events: list, on_gpu: bool, steps: int) -> list[PartTime]:
-    """Times of all parts that took any, in the model's order."""
-    forward: dict[str, float] = defaultdict(float)
-    backward_: dict[str, float] = defaultdict(float)
-    on_host = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
-    recorded = {}  # number of an autograd node -> the range that it was recorded in
-    places = [(event, *_place(event)) for event in sorted(on_host, key=lambda event: event.time_range.start)]
-    for event, part, node in places:
-        if part is not None and node is None and event.sequence_nr >= 0:
-            recorded[event.sequence_nr] = part  # the last operation to carry a number is the one that recorded it
-    for event, part, node in places:
-        seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / steps
-        if part is not None:
-            forward[part] += seconds
-        elif node in recorded:
-            backward_[recorded[node]] += seconds
-    order = [INPUT, *(_part_of(name) for name, _ in model.named_modules() if name), BETWEEN, HEAD, CLIPPING, OPTIMIZER]
-    times = [PartTime(part, forward[part], backward_[part]) for part in dict.fromkeys(order)]
-    return [part for part in times if part.total > 0]
+class _Times:
+    """Seconds by part, forward and backward, of all steps added so far."""
+
+    def __init__(self):
+        self._forward: dict[str, float] = defaultdict(float)
+        self._backward: dict[str, float] = defaultdict(float)
+
+    def add(self, events: list, on_gpu: bool) -> None:
+        """Add what the profiler saw of a step."""
+        on_host = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+        recorded = {}  # number of an autograd node -> the range that it was recorded in
+        places = [(event, *_place(event)) for event in sorted(on_host, key=lambda event: event.time_range.start)]
+        for event, part, node in places:
+            if part is not None and node is None and event.sequence_nr >= 0:
+                recorded[event.sequence_nr] = part  # the last operation to carry a number is the one that recorded it
+        for event, part, node in places:
+            seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+            if part is not None:
+                self._forward[part] += seconds
+            elif node in recorded:
+                self._backward[recorded[node]] += seconds
+
+    def means(self, model: nn.Module, steps: int) -> list[PartTime]:
+        """Those of a step, for all parts that took any, in the model's order."""
+        modules = (_part_of(name) for name, _ in model.named_modules() if name)
+        order = dict.fromkeys([INPUT, *modules, BETWEEN, HEAD, CLIPPING, OPTIMIZER])
+        times = [PartTime(part, self._forward[part] / steps, self._backward[part] / steps) for part in order]
+        return [part for part in times if part.total > 0]
 
 
 def _place(event) -> tuple[str | None, int | None]:

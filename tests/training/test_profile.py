@@ -31,9 +31,7 @@ def test_the_parts_are_the_model_s_and_add_up(kind, parts):
     assert all(times[part].forward > 0 and times[part].backward > 0 for part in parts | {"head and loss"})
     assert sum(part.total for part in profile.parts) == pytest.approx(profile.step_seconds)
     assert 0 < times["other"].total < 0.5 * profile.step_seconds
-    assert next(batches).inputs[0, 0] == 7, (
-        "two steps warm up, two are timed plainly, one warms up the profiler, two count"
-    )
+    assert next(batches).inputs[0, 0] == 10, "two steps warm up; two are profiled, two timed plainly, one before each"
     assert "hidden" not in vars(model) and not any(module._forward_hooks for module in model.modules())
 
 
