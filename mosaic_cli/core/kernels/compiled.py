@@ -4,11 +4,17 @@ Sums may be taken in any order and multiplications fused with additions; infinit
 they are. Compiling takes some seconds, once: Numba keeps what it made beside the file with the loops.
 """
 
+import contextlib
+import hashlib
+import os
 import threading
+import warnings
+from pathlib import Path
 
 import numba
 import numpy as np
 import torch
+from numba.core.caching import FunctionCache
 from torch import Tensor
 
 prange = numba.prange
@@ -26,10 +32,65 @@ def inner(function):
 
 
 def _compiled(function, **options):
+    compiled = numba.njit(fastmath=FREEDOMS, **options)(function)
+    with contextlib.suppress(RuntimeError):  # where no cache can be written, nothing is stored
+        compiled._cache = _Cache(compiled)
+    return compiled
+
+
+def _digest_of_sources() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+_SOURCES = _digest_of_sources()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of what it compiled, with two differences.
+
+    Another process compiles, where one can be forked. Numba compiles a function that loops call by itself, then once
+    more with the loops, where its sums may be taken in another order; a process that compiles calls the first form and
+    stores the second. So its run would not be, to the last bit, one that finds them compiled. Here all call what is
+    stored.
+
+    And what is stored is for these sources alone: Numba looks at the file of a function, not at those of what it calls.
+    """
+
+    def __init__(self, dispatcher):
+        super().__init__(dispatcher.py_func)
+        self._dispatcher = dispatcher
+
+    def load_overload(self, sig, target_context):
+        """What is stored for these types; None is compiled here."""
+        stored = super().load_overload(sig, target_context)
+        if stored is None and not _forked and hasattr(os, "fork"):
+            _in_another_process(self._dispatcher.compile, sig)
+            stored = super().load_overload(sig, target_context)
+        return stored
+
+    def _index_key(self, sig, codegen):
+        return *super()._index_key(sig, codegen), _SOURCES
+
+
+_forked = False  # this is a process that only compiles
+
+
+def _in_another_process(compile, sig) -> None:
+    """Have a fork of this process compile, and wait. What goes wrong there will go wrong here again, and be told."""
+    global _forked
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads do not go on there, and none is needed
+        child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    _forked, status = True, 1
     try:
-        return numba.njit(cache=True, fastmath=FREEDOMS, **options)(function)
-    except RuntimeError:  # neither this folder nor the user's cache can be written: compile in every process
-        return numba.njit(fastmath=FREEDOMS, **options)(function)
+        compile(sig)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 class _Calling(threading.local):

@@ -1,0 +1,39 @@
+"""Compiled loops are the same in the process that compiles them and in those that find them compiled."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from numba import types
+
+from mosaic_cli.core.kernels import compiled, halves
+
+ATTENTION = """
+import hashlib, torch
+from mosaic_cli.core.kernels import attention
+torch.manual_seed(0)
+queries, keys, values = (torch.randn(1, 4, 100, 32) for _ in range(3))
+print(hashlib.sha256(attention.attend(queries, keys, values, 1.0).numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="without forks the process itself compiles")
+def test_a_process_that_compiles_rounds_as_later_ones_do(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", ATTENTION], env=environment, check=True, capture_output=True, text=True)
+        for _ in range(2)
+    )
+    assert first.stdout == second.stdout
+    assert list(tmp_path.rglob("attention._forward*.nbc")), "nothing was stored"
+
+
+def test_what_is_stored_is_for_all_sources(monkeypatch):
+    signature, function = (types.float32,), halves.exp
+    function.compile(signature)
+    context = function.targetctx
+    monkeypatch.setattr(compiled, "_forked", True)  # compile nothing here
+    assert function._cache.load_overload(signature, context) is not None
+    monkeypatch.setattr(compiled, "_SOURCES", "those of another version")
+    assert function._cache.load_overload(signature, context) is None
