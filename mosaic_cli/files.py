@@ -30,13 +30,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file so that a crash leaves the old or the new one, never a part.
 
     Raises:
         OSError: it could not be written; the old one is untouched.
     """
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = unfinished(path)
     with open(beside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -63,7 +68,7 @@ def load_json(path: Path, format_version: int, error: type[MosaicError], hint: s
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as missing:
         raise error(f"{path.name} is missing", where=path, hint=hint) from missing
-    except (OSError, ValueError) as damage:
+    except (OSError, ValueError, RecursionError) as damage:
         raise error(f"{path.name} cannot be read: {damage}", where=path, hint=hint) from damage
     found = value.get("format_version") if isinstance(value, dict) else None
     if not isinstance(found, int):

@@ -71,7 +71,7 @@ class DataSection(Section):
     tokenizer: str = "bpe"
     """`bpe` (byte-level, trained on this text), `gpt2`, `char`, `byte`, or a tokenizer.json file or a folder holding
     one (or GPT-2's vocabulary and merges). Of tasks `char`, but `word` of `manyshot`."""
-    vocab_size: Annotated[int, Field(ge=257)] = 4096
+    vocab_size: Annotated[int, Field(ge=257, le=1 << 24)] = 4096
     """Entries of a trained BPE, the 256 bytes and the end-of-text token among them."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share held out for validation: every 1/val_fraction-th document, or the tail of a single one."""

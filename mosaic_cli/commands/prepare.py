@@ -102,11 +102,16 @@ def _from_sources(
     source: list[str], flags: dict[str, object], overrides: list[str] | None
 ) -> tuple["DataSection", Path]:
     """The data section that the arguments of the command line stand for, and its default folder."""
+    from mosaic_cli.data.streams import printable
     from mosaic_cli.recipe import TASK_TOKENIZERS, load_data_section
 
+    for name in source if len(source) > 1 else ():
+        if name.startswith(("hub:", "builtin:")) or name.endswith((".yaml", ".yml")):
+            raise UsageError(f"{name} cannot be mixed with other sources", hint="Prepare one at a time.")
+    for name in source:
+        if printable(name) != name:
+            raise UsageError(f"the name is not UTF-8: {printable(name)}", hint="Rename it, or read it from a folder.")
     kind, _, rest = source[0].partition(":")
-    if kind in ("hub", "builtin") and len(source) > 1:
-        raise UsageError(f"{source[0]} cannot be mixed with other sources", hint="Prepare one at a time.")
     if kind == "hub":
         name, _, split = rest.partition(":")
         values = {"source": "hub", "hub": name, "hub_split": split or "train"}
@@ -119,7 +124,8 @@ def _from_sources(
         values, default = {"source": "files", "files": source}, Path(source[0]).name.split(".")[0] or "text"
         default = "stdin" if source == ["-"] else default
     values |= {key: value for key, value in flags.items() if value is not None}
-    return load_data_section(values, overrides), Path("data") / default
+    data = load_data_section(values, overrides)
+    return data, Path(data.dir) if data.dir else Path("data") / default
 
 
 def _verify(folder: Path, json: bool) -> None:

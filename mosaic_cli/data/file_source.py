@@ -16,6 +16,7 @@ from mosaic_cli.recipe import DataSection
 
 RECORD_BYTES = 64 << 20  # a longer JSON line is refused: parsing needs it whole in memory, several times over
 RECORD_SUFFIXES = {".jsonl", ".json", ".ndjson"}
+ARRAY_HINT = "A file of one JSON array becomes lines with: jq -c '.[]'"
 _MAGIC = {
     b"\x1f\x8b": "gzip data: name it .gz",
     b"\x28\xb5\x2f\xfd": "zstd data: name it .zst",
@@ -23,6 +24,8 @@ _MAGIC = {
     b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
     b"PK": "a zip archive: unpack it first",
+    b"BZh": "bzip2 data: unpack it first",
+    b"\xfd7zXZ": "xz data: unpack it first",
 }
 
 
@@ -113,10 +116,14 @@ class FileSource(Source):
         except UnicodeDecodeError as error:
             return self._bad(f"not UTF-8 text: byte 0x{line[error.start]:02x} at byte {error.start} of the line", where)
         except json.JSONDecodeError as error:
-            hint = "A file of one JSON array becomes lines with: jq -c '.[]'" if line.lstrip()[:1] == b"[" else None
+            hint = ARRAY_HINT if line.lstrip()[:1] == b"[" else None
             return self._bad(f"broken JSON: {error.msg} at column {error.pos + 1}", where, hint)
         except RecursionError:
             return self._bad("broken JSON: nested too deeply", where)
+        except ValueError:  # what is left: Python reads integers of up to 4,300 digits
+            return self._bad("broken JSON: a number of thousands of digits", where)
+        if isinstance(record, list):
+            return self._bad("the record is a list, not an object with fields", where, ARRAY_HINT)
         return self._field(record, where)
 
     def _parquet(self, stream: BinaryIO, name: str) -> Iterator[tuple[str, bool]]:

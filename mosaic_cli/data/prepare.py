@@ -25,7 +25,7 @@ from mosaic_cli.data.tasks.registry import TASKS, task_tokenizer
 from mosaic_cli.data.tasks.task import Task
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.data.tokenizer import Tokenizer, make_tokenizer
-from mosaic_cli.data.workspace import workspace
+from mosaic_cli.data.workspace import SPOOL, workspace
 from mosaic_cli.errors import DataError
 from mosaic_cli.files import sha256
 from mosaic_cli.recipe import DataSection
@@ -78,10 +78,10 @@ def prepare(
         with workspace(out, force) as folder:
             done = yield from _prepare_into(folder, data)
     except OSError as error:
-        hint = "Free some space, or choose another folder with --out." if error.errno == errno.ENOSPC else None
-        raise DataError(
-            f"cannot write the data: {error.strerror or error}", where=error.filename or out, hint=hint
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "Free some space, or choose another folder with --out." if full else None
+        does = "write the data" if full or error.errno == errno.EROFS else "prepare the data"
+        raise DataError(f"cannot {does}: {error.strerror or error}", where=error.filename or out, hint=hint) from error
     yield done
     return done.manifest
 
@@ -90,7 +90,7 @@ def _prepare_into(folder: Path, data: DataSection) -> Generator[PrepareProgress,
     yield PrepareProgress("open")
     task = TASKS.get(data.builtin) if data.source == "builtin" else None
     tokenizer = task_tokenizer(data.builtin) if task else _tokenizer_beforehand(data)
-    spool = folder / "spool"
+    spool = folder / SPOOL
     spool.mkdir()
     source = open_source(data, spool)
     scan = yield from _scan(source, data)

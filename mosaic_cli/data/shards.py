@@ -302,7 +302,9 @@ def _file_problem(path: Path, size: int | None, checksum: str | None) -> str | N
 
 def _content_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
-    if (tokenizer.fingerprint, tokenizer.vocab_size) != (manifest.tokenizer.fingerprint, manifest.vocab_size):
+    found = tokenizer.kind, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.end_of_text
+    of_manifest = manifest.tokenizer.kind, manifest.tokenizer.fingerprint, manifest.vocab_size, manifest.end_of_text
+    if found != of_manifest:
         yield f"{TOKENIZER_FILE}: not the tokenizer the manifest describes"
     for split in SPLITS:
         shards = TokenShards(folder, manifest, split)

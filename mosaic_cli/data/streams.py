@@ -1,5 +1,6 @@
 """Files as streams of bytes: found, decompressed, and copied to disk where they could be read only once."""
 
+import errno
 import gzip
 import io
 import os
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from mosaic_cli.errors import DataError, UsageError, first_line
 
@@ -23,21 +24,24 @@ def find_files(name: str, spool: Path) -> list[tuple[Path, str]]:
 
     Args:
         name: a file, a folder (its files in the order of their paths), a named pipe, or `-` for standard input.
-        spool: a folder for a copy of what can be read only once.
+        spool: a folder for a copy of what can be read only once. It and the folder around it are not read themselves.
 
     Raises:
         UsageError: there is no such thing.
-        DataError: the folder holds no files.
+        DataError: the folder holds no files, or something in it cannot be read.
     """
     if name == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed", where="-")
         return [(_spooled(sys.stdin.buffer, spool), "standard input")]
+    if not name:
+        raise UsageError("a source without a name", hint="An empty variable? The current folder is `.`")
     path = Path(name)
     if path.is_dir():
-        files = [Path(folder, file) for folder, _, files in os.walk(path) for file in files]
-        visible = [file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-        if not visible:
+        files = sorted(_files_in(path, spool.parent))
+        if not files:
             raise DataError("the folder holds no files", where=name)
-        return [(file, str(file)) for file in sorted(visible)]
+        return [(file, printable(str(file))) for file in files]
     if not path.exists():
         raise UsageError(
             f"no such file or folder: {name}",
@@ -50,6 +54,40 @@ def find_files(name: str, spool: Path) -> list[tuple[Path, str]]:
     if not path.is_file():
         raise UsageError(f"neither a file nor a folder: {name}", where=name)
     return [(path, name)]
+
+
+def printable(name: str) -> str:
+    """A file's name for messages and JSON: what is not UTF-8 in it as \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _files_in(folder: Path, own: Path) -> Iterator[Path]:
+    """All files of a folder and those in it, but not in `own`; hidden ones are left out, links followed. Each folder is
+    read once, wherever links lead."""
+    seen = {_identity(own)}
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        if _identity(Path(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(_identity(Path(root)))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in (Path(root, name) for name in files if not name.startswith(".")):
+            try:
+                kind = file.stat().st_mode
+            except OSError as error:
+                _raise(error)
+            if not stat.S_ISREG(kind):
+                raise UsageError("neither a file nor a folder", where=printable(str(file)))
+            yield file
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise DataError(f"cannot read it: {error.strerror}", where=printable(str(error.filename))) from error
 
 
 def _spooled(stream: BinaryIO, spool: Path) -> Path:
@@ -104,10 +142,16 @@ def reading(name: str) -> Iterator[None]:
     except (EOFError, zlib.error) as error:
         raise _broken(f"broken compressed stream: {error}", name) from error
     except OSError as error:
+        if error.errno == errno.ENOSPC:  # of a copy that is made
+            raise
         if error.errno:
             raise DataError(f"cannot read it: {error.strerror}", where=name) from error
         raise _broken(f"broken file: {first_line(error)}", name) from error
     except Exception as error:
+        if "requires too much memory" in str(error):
+            raise DataError(
+                "compressed with a window of more than 128 MiB", where=name, hint="Pack it again without zstd --long."
+            ) from error
         if type(error).__module__.split(".")[0] in ("zstandard", "zstd", "pyarrow"):
             raise _broken(f"broken file: {first_line(error)}", name) from error
         raise

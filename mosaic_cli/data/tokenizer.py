@@ -7,7 +7,7 @@ Kinds: `bpe` (byte-level, trained on the data), `byte`, `char`, `gpt2`, or a fil
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mosaic_cli.data.documents import END_OF_TEXT
 from mosaic_cli.data.hub import HubUnreachable, ask_hub
-from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.errors import DataError, UsageError, first_line
 from mosaic_cli.files import write_atomically
 
 FILE_NAME = "tokenizer.json"
@@ -125,13 +125,14 @@ class Tokenizer:
 
         Raises:
             UsageError: no such path, or nothing of the kind in the folder.
-            DataError: a damaged file.
+            DataError: a damaged file, or one that would lose characters.
         """
         path = Path(path)
-        if path.is_file():
-            return cls(_with_end(_read(path)))
-        if (path / FILE_NAME).is_file():
-            return cls(_with_end(_read(path / FILE_NAME)))
+        for file in (path, path / FILE_NAME):
+            if file.is_file():
+                tokenizer = cls(_with_end(_read(file)))
+                tokenizer._check_complete(file)
+                return tokenizer
         for vocabulary, merges in GPT2_FILES:
             if (path / vocabulary).is_file() and (path / merges).is_file():
                 return cls(_with_end(_read_gpt2(path / vocabulary, path / merges)))
@@ -165,7 +166,7 @@ class Tokenizer:
             DataError: a character that a `char` tokenizer does not know.
         """
         self._check_alphabet(text)
-        return self._inner.encode(text, add_special_tokens=False).ids
+        return self._encoded(self._inner.encode, text).ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text that a model is to read and go on from; an empty one begins a new document.
@@ -184,7 +185,7 @@ class Tokenizer:
             DataError: a character that a `char` tokenizer does not know.
         """
         self._check_alphabet(text)
-        encoding = self._inner.encode(text, add_special_tokens=False)
+        encoding = self._encoded(self._inner.encode, text)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def single(self, text: str, where: object = None) -> int:
@@ -223,7 +224,7 @@ class Tokenizer:
         """Token ids of each text, as arrays of `dtype`, on several cores."""
         for text in texts:
             self._check_alphabet(text)
-        encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._encoded(self._inner.encode_batch_fast, texts)
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -294,6 +295,27 @@ class Tokenizer:
                 f"{self.vocab_size - 1} that this tokenizer knows",
                 where=f"character {text.index(character):,} of the text",
                 hint="Use only characters of the training text, or prepare it with --tokenizer bpe.",
+            )
+
+    @staticmethod
+    def _encoded(encode: Callable, text: str | list[str]):
+        try:
+            return encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exceptions
+            raise DataError(
+                f"the tokenizer cannot encode the text: {first_line(error)}",
+                hint="Give it a token for what it does not know, or take another one.",
+            ) from error
+
+    def _check_complete(self, path: Path) -> None:
+        """Raises DataError where characters would be left out without a word."""
+        model = self._settings["model"]
+        silent = model["type"] == "BPE" and not model.get("unk_token") and not model.get("byte_fallback")
+        if silent and not self._byte_level and self.kind != "char":
+            raise DataError(
+                "the tokenizer leaves out characters that it does not know, without a word",
+                where=path,
+                hint="Give it a token for those (unk_token), byte_fallback or a byte-level decoder.",
             )
 
     def _find_kind(self) -> str:

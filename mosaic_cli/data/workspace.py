@@ -4,6 +4,7 @@ It is made as `<out>.partial`, which becomes `out` by a rename at the very end: 
 that looks good and is not, and running it again starts clean.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +13,35 @@ from pathlib import Path
 from mosaic_cli.data.shards import MANIFEST_FILE
 from mosaic_cli.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from mosaic_cli.errors import DataError, UsageError
-from mosaic_cli.files import LOCK_FILE, locked, sync
+from mosaic_cli.files import LOCK_FILE, locked, sync, unfinished
+
+SPOOL = "spool"  # a folder, in the one that is being made, for what can be read only once
+_SHARD = re.compile(r"(train|val)-\d{5,}\.bin")
 
 
 @contextmanager
 def workspace(out: Path, force: bool) -> Iterator[Path]:
     """An empty folder beside `out` that takes its place when the block succeeds, and goes when it does not.
 
+    Where `out` is a link to a folder, that folder's place is taken.
+
     Raises:
-        UsageError: `out` is there already, or, with `force`, holds other things than prepared data.
+        UsageError: `out` is there already, or, with `force`, holds other things than prepared data; it cannot be
+            replaced as a whole; or the folder beside it is somebody's.
         DataError: another process is making the same folder.
     """
+    out = out.resolve()
+    if out == Path.cwd() or out.is_mount():
+        raise UsageError(
+            "this folder cannot be replaced as a whole", where=out, hint=f"Write to one inside it: --out {out / 'NAME'}"
+        )
     partial = out.with_name(f"{out.name}.partial")
+    if not _is_partial(partial):
+        raise UsageError(
+            f"{partial} is needed while {out} is being made, and holds other things",
+            where=partial,
+            hint="Rename it, or choose another --out.",
+        )
     busy = DataError(
         f"another mosaic prepare is writing {out}",
         where=partial,
@@ -54,8 +72,22 @@ def _check_replaceable(out: Path, force: bool) -> None:
 
 def _is_prepared(folder: Path) -> bool:
     """Whether everything in a folder is ours: only then may it be removed."""
-    ours = {MANIFEST_FILE, TOKENIZER_FILE, LOCK_FILE}
-    return folder.is_dir() and all(file.name in ours or file.suffix == ".bin" for file in folder.iterdir())
+    return folder.is_dir() and all(_is_ours(entry) for entry in folder.iterdir())
+
+
+def _is_partial(folder: Path) -> bool:
+    """Whether a folder is not there, or everything in it is ours, of a run that was killed."""
+    if folder.is_symlink() or not folder.is_dir():
+        return not folder.is_symlink() and not folder.exists()
+    beginnings = {unfinished(folder / name).name for name in (MANIFEST_FILE, TOKENIZER_FILE)}
+    spool = folder / SPOOL
+    rest = (entry for entry in folder.iterdir() if entry != spool or spool.is_symlink() or not spool.is_dir())
+    return all(entry.name in beginnings or _is_ours(entry) for entry in rest)
+
+
+def _is_ours(entry: Path) -> bool:
+    named = entry.name in (MANIFEST_FILE, TOKENIZER_FILE, LOCK_FILE) or _SHARD.fullmatch(entry.name)
+    return bool(named) and entry.is_file() and not entry.is_symlink()
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -75,6 +75,7 @@ def test_truncated_utf8_at_the_end(tmp_path):
         (b'{"text": 3}', "the field 'text' holds int, not text"),
         (b"[" * 100_000, "broken JSON: nested too deeply"),
         (b'["a"]', "the record is a list, not an object with fields"),
+        (b'{"text": "a", "id": ' + b"1" * 5000 + b"}", "broken JSON: a number of thousands of digits"),
         (b'{"text": "\\ud800"}', "the field 'text' holds half a character: surrogates not allowed"),
         (b'{"text": "\xff"}', "not UTF-8 text: byte 0xff at byte 10 of the line"),
     ],
@@ -88,7 +89,8 @@ def test_bad_json_record_is_named_or_skipped(tmp_path, line, message):
 
 
 def test_json_array_is_refused_with_the_way_to_lines(tmp_path):
-    assert "jq -c '.[]'" in fails(tmp_path, b'[\n{"text": "a"}\n]', "bad.json")[2]
+    for content in (b'[\n{"text": "a"}\n]', b'[{"text": "a"}]'):
+        assert "jq -c '.[]'" in fails(tmp_path, content, "bad.json")[2]
 
 
 def test_json_line_too_long_to_hold(tmp_path, monkeypatch):

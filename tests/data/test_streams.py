@@ -12,7 +12,8 @@ import zstandard
 from texts import COMPRESSION, DOCUMENTS, FORMATS, as_jsonl, as_text, documents_of, fails, read
 
 from mosaic_cli.data.sources import open_source
-from mosaic_cli.errors import DataError, UsageError
+from mosaic_cli.data.streams import find_files
+from mosaic_cli.errors import DataError, MosaicError, UsageError
 from mosaic_cli.recipe import DataSection
 
 
@@ -53,6 +54,72 @@ def test_empty_folder(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(DataError, match="the folder holds no files"):
         read(tmp_path, tmp_path / "in")
+
+
+def test_folders_that_links_lead_to_are_read_once(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "deep" / "a.txt").write_text("a")
+    (tmp_path / "elsewhere" / "b.txt").write_text("b")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "deep" / "round").symlink_to(tmp_path / "in")
+    (tmp_path / "own").mkdir()
+    found = find_files(str(tmp_path / "in"), tmp_path / "own" / "spool")
+    assert [path.name for path, _ in found] == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "dangling", "folder"])
+def test_what_a_folder_holds_and_cannot_be_read_is_named(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text("a")
+    if kind == "pipe":
+        os.mkfifo(folder / "odd")
+    elif kind == "dangling":
+        (folder / "odd").symlink_to(folder / "nothing")
+    else:  # root may read all, so the system's answer is made up
+        scan = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("sub"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(MosaicError, match=r"neither a file|cannot read it") as caught:
+        find_files(str(folder), tmp_path / "spool")
+    assert str(caught.value.where) == str(folder / ("sub" if kind == "folder" else "odd"))
+
+
+def test_the_folder_that_is_being_made_is_not_read(tmp_path):
+    (tmp_path / "in" / "out.partial" / "spool").mkdir(parents=True)
+    (tmp_path / "in" / "out.partial" / "lock").write_text("")
+    (tmp_path / "in" / "a.txt").write_text("a")
+    found = find_files(str(tmp_path / "in"), tmp_path / "in" / "out.partial" / "spool")
+    assert [path.name for path, _ in found] == ["a.txt"]
+
+
+def test_names_that_are_not_utf8_are_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b\udcff.txt").write_text("b")
+    ((path, name),) = find_files(str(tmp_path / "in"), tmp_path / "spool")
+    assert path.is_file() and name.endswith("b\\xff.txt") and name.encode()
+
+
+def test_closed_standard_input(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DataError, match="standard input is closed"):
+        find_files("-", tmp_path)
+
+
+def test_zstd_with_a_long_window(tmp_path):
+    path = tmp_path / "long.txt.zst"
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    path.write_bytes(stream.compress(b"text " * 1000) + stream.flush())
+    with pytest.raises(DataError, match="window of more than 128 MiB") as caught:
+        read(tmp_path, path)
+    assert "--long" in caught.value.hint
 
 
 def test_unreadable_file(tmp_path, monkeypatch):

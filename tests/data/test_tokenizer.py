@@ -209,6 +209,25 @@ def test_tokenizer_of_another_make(tmp_path):
     assert tokenizer.encode("a b a b") == [0, 1, 0, 1], "neither cut short nor padded"
 
 
+def test_tokenizer_that_would_lose_characters_is_refused(tmp_path):
+    inner = Inner(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    inner.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="leaves out characters"):
+        Tokenizer.from_path(tmp_path)
+    Tokenizer.of_characters("ab").save(tmp_path / "tokenizer.json")  # which names what it does not know
+    assert Tokenizer.from_path(tmp_path).kind == "char"
+
+
+def test_tokenizer_that_stops_at_what_it_does_not_know(tmp_path):
+    inner = Inner(models.WordLevel(vocab={"cat": 0}))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_path(tmp_path)
+    for encode in (tokenizer.encode, tokenizer.encode_with_starts, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(DataError, match="cannot encode the text"):
+            encode("cat dog")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "."])
 def test_path_without_a_tokenizer(tmp_path, name):
     with pytest.raises(UsageError, match="no tokenizer here"):

@@ -49,6 +49,35 @@ def test_force_never_removes_what_is_not_ours(tmp_path, corpus):
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("name", ["model.bin", "weights.bin/inner.txt", "train-00000.bin/inner.txt"])
+def test_force_never_removes_what_is_only_named_like_ours(tmp_path, corpus, name):
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("weights")
+    with pytest.raises(UsageError, match="other things than prepared data"):
+        run(tmp_path / "out", corpus, force=True)
+    assert mine.read_text() == "weights"
+
+
+def test_a_folder_that_happens_to_have_the_name_of_the_unfinished_one_is_kept(tmp_path, corpus):
+    mine = tmp_path / "out.partial"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="holds other things") as caught:
+        run(tmp_path / "out", corpus)
+    assert "Rename it" in caught.value.hint
+    assert os.listdir(mine) == ["thesis.tex"] and not (tmp_path / "out").exists()
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path, corpus):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for force in (False, True):
+        run(tmp_path / "out", corpus, tokenizer="byte", force=force)
+        assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "manifest.json").is_file()
+    assert set(os.listdir(tmp_path)) == {"out", "disk", "corpus.jsonl"}
+
+
 def test_full_disk(tmp_path, corpus, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
