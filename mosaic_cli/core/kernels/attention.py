@@ -278,7 +278,7 @@ def _gradients(scores, by_weights, scale, log, mean, weights, by_scores):
         weights[s] = stored(power, weights)
         by_scores[s] = stored(by_scaled * scale, by_scores)
         by_scale += by_scaled * log_power
-    return by_scale / scale
+    return by_scale / scale if scale > 0 else np.float32(0)  # all weights are the same then
 
 
 @inner

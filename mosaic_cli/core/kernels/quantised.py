@@ -5,7 +5,9 @@ they are and in 16 bits a number, and read in 16 bits but for the few that have 
 
 A vector x is kept as the integers nearest to x / s, where s = max |x_d| / 32767. An error of delta in the scores
 changes a read by about delta sqrt(sum of the squared weights). Pairs of a weight over 1/128 are read as they are, which
-are 127 at most: the squares of the others sum to less than 1/128, so that an eleventh of delta is left.
+are 127 at most: the squares of the others sum to less than 1/128, so that an eleventh of delta is left. That is so
+where the errors are independent, and those of equal keys are equal: so where delta may be large, for bandwidths of some
+hundred, all is read as it is.
 """
 
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from mosaic_cli.core.kernels.weighted import AHEAD, NARROW, WIDEST, add_weighted
 
 BLOCK = WIDEST  # pairs whose keys lie together, dimension by dimension, so that a query meets a run of them at a time
 LARGEST = np.float32(32767)  # integer of 16 bits
+MOST_ERROR = np.float32(2**-9)  # size of a scaled query times s of its keys; up to 1 / (2 sqrt(3)) of it is delta
 MOST_HEAVY = 128  # pairs are read as they are: those whose weight is more than one in so many
 
 
@@ -101,6 +104,8 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
     """Fill read (D,) with the sum of the values number `first` to `stop` - 1 by their weights, which are e^(score - m);
     returns m, the largest score, and the sum of the weights. `first` is a multiple of BLOCK."""
     count = stop - first
+    if np.sqrt(dot(query, query)) * greatest_of(key_steps[first:stop]) > MOST_ERROR:
+        return _attend_whole(query, keys[first:stop], values[first:stop], read)
     covered = -(-count // NARROW) * NARROW  # pairs, of which those that are not there yet weigh nothing
     scores, weights = np.empty(covered, np.float32), np.empty(covered, np.float32)
     _score(query, key_integers[first // BLOCK :], key_steps[first:], scores)
@@ -129,6 +134,18 @@ def _attend_some(query, keys, values, key_integers, value_integers, key_steps, v
     for i in range(count):
         weights[i] *= value_steps[first + i]
     add_weighted(weights, value_integers[first : first + covered], read)
+    return largest, total
+
+
+@inner
+def _attend_whole(query, keys, values, read):
+    """The same from keys and values (n, D) as they are."""
+    scores, weights = np.empty(len(keys), np.float32), np.empty(len(keys), np.float32)
+    for i in range(len(keys)):
+        scores[i] = dot(query, keys[i])
+    total, largest = powers(scores, np.float32(1), weights)
+    read[:] = 0
+    add_weighted(weights, values, read)
     return largest, total
 
 

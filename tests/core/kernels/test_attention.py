@@ -164,3 +164,11 @@ def test_windows_are_read_by_it(monkeypatch):
     exact = _graded(window_read(*wide, beta, 40), wide)
     for ours, theirs in zip(_graded(window_read(queries, keys, values, beta, 40), inputs), exact, strict=True):
         _assert_near(ours, theirs)
+
+
+def test_a_scale_of_nothing_has_a_gradient():
+    """exp(20 theta) of a very negative theta is 0: all weights are the same, and training goes on."""
+    queries, keys, values = (torch.randn(1, 2, 140, 8, requires_grad=True) for _ in range(3))
+    scale = torch.zeros(2, 1, requires_grad=True)
+    attention.attend_window(queries, keys, values, scale, 140).sum().backward()
+    assert scale.grad.eq(0).all() and queries.grad.eq(0).all() and values.grad.isfinite().all()

@@ -76,3 +76,17 @@ def test_nothing_counts_for_nothing_and_no_number_for_none():
     assert reads[0, 0].isfinite().all() and reads[0, 1].isnan().all()
     keys[0, 0, 66, 1] = math.inf
     assert QuantisedPairs(keys, values).attend(queries, scale, 70).isnan().all()
+
+
+@pytest.mark.parametrize("beta", [400.0, 3e3, 2e4, 1e6, 1e8])
+def test_equal_keys_and_large_bandwidths(beta):
+    """Equal keys have equal errors, which do not cancel; and at 10^6 and more those of the scores are larger than 1."""
+    queries, keys, values = _pairs(1, 2, 2000, 32)
+    near = F.normalize(queries + 0.05 * keys[:, :, :12], dim=-1)  # so that none has all the say
+    keys, values = (pairs[:, :, torch.arange(2000) % 12].contiguous() for pairs in (near, values))
+    scale = torch.full((2, 1), beta)
+    reads = QuantisedPairs(keys, values).attend(queries, scale, 2000)
+    expected = _expected(queries, keys, values, scale)
+    plain = F.scaled_dot_product_attention(queries * beta, keys, values, scale=1.0)
+    allowed = 1e-5 + 3 * (plain - expected).abs().max()
+    assert (reads - expected).abs().max() < allowed
