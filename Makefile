@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MOSAIC := $(BIN)/mosaic
-CPU_STUDIES := stories-depth ablations v2-parts length length-long v2-parts-long induction regbench regbench-long regbench-parts
+CPU_STUDIES := stories-depth ablations v2-parts length length-turns length-long v2-parts-long induction regbench regbench-long regbench-parts
 GPU_STUDIES := babistories-depth
 
 # Where containers set this, bytecode would be kept nowhere, and every process would compile torch's modules anew

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -44,6 +44,12 @@ def choose_placement(device: str = "auto", dtype: str = "auto", decoding: bool =
     return Placement(chosen, getattr(torch, dtype_name), f"{chosen} in {dtype_name} ({why})")
 
 
+def choose_exact_placement(device: str = "auto") -> Placement:
+    """Where to compute sums that are checked to the last digits: on that device, in float32."""
+    placement = choose_placement(device, "float32")
+    return replace(placement, reason=f"{placement.device} in float32 (always, so that sums can be checked)")
+
+
 def keep_freed_memory() -> bool:
     """Have this process keep the memory that large tensors leave, for those that follow; whether that can be had.
 
@@ -58,6 +64,13 @@ def keep_freed_memory() -> bool:
     # its words M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD: from what size on memory is asked for singly, how much
     # may lie unused before some is given back, and how much is asked for beyond the need; all in bytes
     return all([tell(-3, 2**30), tell(-1, 2**31 - 1), tell(-2, 2**26)])
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the device, in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine_words(device: torch.device) -> str:

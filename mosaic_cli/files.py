@@ -12,7 +12,7 @@ from typing import IO, Any
 from mosaic_cli.errors import MosaicError
 
 LOCK_FILE = "lock"
-_UPGRADE = "Use a newer version of the toolkit: pip install --upgrade mosaic-cli"
+_UPGRADE = "Use a newer version of the toolkit"
 
 
 def sha256(path: Path) -> str:
@@ -77,7 +77,7 @@ def load_json(path: Path, format_version: int, error: type[MosaicError], hint: s
         raise error(
             f"{path.name} has format version {found}, this toolkit reads up to {format_version}",
             where=path,
-            hint=f"{_UPGRADE}. Else: {hint}" if hint else _UPGRADE,
+            hint=f"{_UPGRADE}. Else: {hint}" if hint else f"{_UPGRADE}.",
         )
     return value
 

@@ -14,6 +14,7 @@ from mosaic_cli.decoding import records, step_by_step
 from mosaic_cli.device import Placement
 from mosaic_cli.errors import UsageError
 
+LEAST_TEMPERATURE = 1e-20  # above 0, by which logits can be divided
 PREFILL_CHUNK = 2048  # tokens of a prompt read at once: bounds the memory of reading a long one
 
 
@@ -35,8 +36,14 @@ class Sampling:
     """Keep tokens at least this share as likely as the likeliest."""
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UsageError(f"temperature {self.temperature} is negative", where="--temperature")
+        if not self.temperature >= 0:
+            raise UsageError(f"temperature {self.temperature} is not 0 or more", where="--temperature")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UsageError(
+                f"temperature {self.temperature} is below {LEAST_TEMPERATURE}",
+                where="--temperature",
+                hint="0 takes the likeliest token.",
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top_k {self.top_k} keeps no token", where="--top-k")
         for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):

@@ -19,6 +19,7 @@ from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63 - 1)]  # one more is taken for dropout
 Share = Annotated[float, Field(ge=0, lt=1)]
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TASK_TOKENIZERS = {  # what a token of each built-in task is
@@ -81,7 +82,7 @@ class DataSection(Section):
     """When the hub cannot be reached: stop, or train on the built-in stories instead (announced and recorded)."""
     skip_bad: bool = False
     """Skip and count records that cannot be read, instead of stopping at the first."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the built-in generator."""
 
     @model_validator(mode="after")
@@ -150,7 +151,7 @@ class TrainSection(Section):
     """Write a sample from this prompt at each validation."""
     sample_tokens: Positive = 100
     """Length of that sample, in tokens."""
-    seed: int = 1337
+    seed: Seed = 1337
     """Seed of the starting weights, the order of the windows, and dropout."""
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -19,6 +20,8 @@ from rich.tree import Tree
 from mosaic_cli.errors import MosaicError
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines when stderr is not a terminal
+WHOLE = 20  # characters: a narrower column of a table is not folded, if there is room
+NARROWEST = 8  # that others become for its sake
 PLAIN_WIDTH = 1000  # a table in a file or pipe is as wide as it needs to be
 
 Branch = tuple[str, "list[Branch]"]  # a label of a tree, and what hangs below it
@@ -57,14 +60,20 @@ def print_json(schema: str, values: dict[str, Any]) -> None:
 def print_table(
     title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str | None = None, texts: int = 1
 ) -> None:
-    """A table on stdout; the first `texts` columns hold text, the others numbers."""
+    """A table on stdout; the first `texts` columns hold text, the others numbers. Where it is too wide, columns of long
+    cells are folded, so that names and numbers stay whole; all are, if that is not enough."""
     console = out if out.is_terminal else wide_out
     below = textwrap.fill(caption or "", console.width)  # the console's soft wrap would break words
     table = Table(title=escape(title), title_justify="left", caption=escape(below), caption_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if index < texts else "right", overflow="fold")
+    columns, rows = list(columns), [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    whole = [width <= WHOLE for width in widths]
+    room = console.width - sum(width if keep else NARROWEST for width, keep in zip(widths, whole, strict=True))
+    for index, (column, keep) in enumerate(zip(columns, whole, strict=True)):
+        fits = keep and room >= 3 * len(columns) + 1  # what is drawn between columns and around them
+        table.add_column(escape(column), justify="left" if index < texts else "right", overflow="fold", no_wrap=fits)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*map(escape, row))
     console.print(table)
 
 

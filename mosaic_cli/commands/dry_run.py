@@ -27,7 +27,7 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
             ("tokens in all", f"{cost['tokens']:,}"),
             ("memory for weights, gradients and AdamW", display.format_bytes(cost["state_bytes"])),
             ("disk for checkpoints", display.format_bytes(cost["disk_bytes"])),
-            ("time, validations not counted", display.format_seconds(cost["seconds"])),
+            ("time, validations not counted", _time(cost["seconds"])),
             ("on", cost["placement"]),
         ],
         caption=f"Time from {TIMED_STEPS} steps of one batch{', not compiled' if loaded.recipe.train.compile else ''}; "
@@ -36,28 +36,36 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
 
 
 def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
-    from mosaic_cli.core.model import count_parameters, flops_per_token
-    from mosaic_cli.device import choose_placement
+    from mosaic_cli.core.model import flops_per_token, parameters_of
+    from mosaic_cli.device import choose_placement, memory_bytes
     from mosaic_cli.training.cost import expected_vocab, sample_batch, step_seconds
     from mosaic_cli.training.setup import new_model
 
     recipe = loaded.recipe
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
     vocab_size, vocab_source = expected_vocab(recipe)
-    model = new_model(recipe, vocab_size, placement)
-    parameters = count_parameters(model)
+    config = recipe.model.with_vocab(vocab_size)
+    parameters = parameters_of(config)
     batch = sample_batch(recipe, vocab_size)
     checkpoint_bytes = 3 * 4 * parameters  # weights and AdamW's two averages in float32
+    state_bytes, seconds = checkpoint_bytes + 4 * parameters, None
+    if state_bytes < memory_bytes(placement.device):
+        a_step = step_seconds(new_model(recipe, vocab_size, placement), batch, recipe.train, placement)
+        seconds = a_step * recipe.train.max_steps
     return {
         "parameters": parameters,
-        "flops_per_step": 3 * batch.asked * flops_per_token(model.config),
+        "flops_per_step": 3 * batch.asked * flops_per_token(config),
         "tokens": batch.asked * recipe.train.max_steps,
-        "state_bytes": checkpoint_bytes + 4 * parameters,
+        "state_bytes": state_bytes,
         "disk_bytes": (recipe.train.keep_checkpoints + 1) * checkpoint_bytes,
-        "seconds": step_seconds(model, batch, recipe.train, placement) * recipe.train.max_steps,
+        "seconds": seconds,
         "placement": placement.reason,
         "vocab_source": vocab_source,
     }
+
+
+def _time(seconds: float | None) -> str:
+    return "not measured: more than this machine's memory" if seconds is None else display.format_seconds(seconds)
 
 
 def _flat(loaded: "LoadedRecipe") -> list[tuple[str, object]]:

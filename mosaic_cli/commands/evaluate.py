@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mosaic_cli.evaluation.language import LanguageResult
     from mosaic_cli.runs.loading import TrainedModel
 
-EPILOG = "Example: mosaic eval --ckpt quickstart --ckpt quickstart-transformer --by-position"
+EPILOG = "Example: mosaic eval --ckpt quickstart --on val --by-position"
 BOUNDS = ("loss", "perplexity", "bits_per_byte", "tokens")  # figures that --min and --max may name
 BATCH_TOKENS = 8192
 

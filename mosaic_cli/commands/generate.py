@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mosaic_cli.generation import Writer
 
 LOOPS = ", much to write: by loops, which are compiled unless they were before"
-EPILOG = 'Example: mosaic generate --ckpt quickstart "Once upon a time" --max-new-tokens 200'
+EPILOG = 'Example: mosaic generate --ckpt quickstart "Once upon a time" --top-k 20'
 
 
 def generate(
@@ -33,7 +33,7 @@ def generate(
     edit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write with the memories of the prompt edited as the file says.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the draws.")] = 0,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the step of decoding: on a GPU, for long texts; takes a while.")
     ] = False,

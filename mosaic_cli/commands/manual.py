@@ -85,7 +85,7 @@ JSON_OBJECTS: dict[str, tuple[str, dict[str, str]]] = {
             "tokens": "tokens of the whole run",
             "state_bytes": "memory for weights, gradients and AdamW's averages",
             "disk_bytes": "disk for the checkpoints that are kept",
-            "seconds": "expected time of all steps, without validations",
+            "seconds": "expected time of all steps, without validations; null where the machine has not the memory",
             "placement": "device and arithmetic, with the reason",
             "vocab_source": "where the vocabulary size comes from",
         },

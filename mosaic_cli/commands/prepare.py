@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mosaic_cli.data.shards import Manifest
     from mosaic_cli.recipe import DataSection
 
-EPILOG = "Example: mosaic prepare stories.txt --tokenizer bpe --vocab-size 4096 --out data/stories"
+EPILOG = "Example: mosaic prepare stories.txt --tokenizer bpe --out data/stories"
 
 
 def prepare(

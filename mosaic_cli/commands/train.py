@@ -209,7 +209,7 @@ def _report(trainer: "Trainer", json: bool) -> None:
         "steps": trainer.state.step,
         "tokens": trainer.state.tokens,
         "parameters": info["parameters"],
-        "train_loss": metrics[-1]["train_loss"],
+        "train_loss": metrics[-1]["train_loss"] if metrics else None,
         "val_loss": losses[-1] if losses else None,
         "seconds": info["seconds"],
         "tokens_per_second": trainer.state.tokens / info["seconds"],

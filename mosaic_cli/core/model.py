@@ -106,6 +106,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def parameters_of(config: ModelConfig) -> int:
+    """Parameters of a model of this shape, which is not made."""
+    with torch.device("meta"):
+        return count_parameters(build_model(config))
+
+
 def flops_per_token(config: ModelConfig) -> int:
     """Floating-point operations of a forward pass per token of a full window: two per weight used, and the reads.
 

@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         if end > self.config.context_length:
             raise UsageError(
                 f"a transformer trained on {self.config.context_length} tokens cannot read {end}",
-                hint="Use a shorter prompt or fewer new tokens; a mosaic has no such limit.",
+                hint="Use a shorter prompt or window, or fewer new tokens; a mosaic has no such limit.",
             )
         recorded = cache is not None and cache.newest is not None
         positions = self.positions(cache.newest) if recorded else self.positions.weight[start:end]

@@ -33,10 +33,12 @@ class Source:
         unit, total, done: progress of the current pass: `bytes` (on disk, compressed ones as they are) or `records`.
         skipped: bad records left out in this pass (only with `skip_bad`); `first_skipped` tells where and why.
         blank: documents without any text left out in this pass.
+        may_skip: whether whoever reads has `--skip-bad`, which errors name.
         validation: the source of the validation split, where the hub has one, else None.
     """
 
     unit = "records"
+    may_skip = True
 
     def __init__(self, data: DataSection, requested: str):
         self.data = data
@@ -80,7 +82,8 @@ class Source:
     def _bad(self, message: str, where: str, hint: str | None = None) -> None:
         """A record that cannot be used: counted with `skip_bad`, else an error."""
         if not self.data.skip_bad:
-            raise DataError(message, where=where, hint=hint or "Mend it, or leave such records out: --skip-bad")
+            mend = "Mend it, or leave such records out: --skip-bad" if self.may_skip else "Mend it."
+            raise DataError(message, where=where, hint=hint or mend)
         self.skipped += 1
         self.first_skipped = self.first_skipped or f"{where}: {message}"
 

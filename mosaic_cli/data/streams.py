@@ -46,7 +46,8 @@ def find_files(name: str, spool: Path) -> list[tuple[Path, str]]:
         raise UsageError(
             f"no such file or folder: {name}",
             where=name,
-            hint=f"Relative names count from beside the recipe and from {Path.cwd()}.",
+            hint=f"Relative names count from beside the recipe and from {Path.cwd()}. A recipe's text is named by "
+            "--set data.files=[PATH].",
         )
     if stat.S_ISFIFO(path.stat().st_mode):
         with path.open("rb") as pipe:

@@ -40,7 +40,9 @@ def tokens_of_file(name: str, tokenizer: Tokenizer, text_field: str = "text") ->
     num_bytes, parts, text = 0, [], ""
     with tempfile.TemporaryDirectory() as spool:
         data = DataSection(source="files", files=[name], text_field=text_field)
-        for piece in open_source(data, Path(spool)).pieces():
+        source = open_source(data, Path(spool))
+        source.may_skip = False
+        for piece in source.pieces():
             text += piece.text
             if piece.ends_document:
                 try:

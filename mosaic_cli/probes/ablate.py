@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core.model import LanguageModel, next_token_loss
-from mosaic_cli.data.batches import Tokens, check_length
+from mosaic_cli.data.batches import Tokens
 from mosaic_cli.device import Placement
-from mosaic_cli.errors import NonFiniteError, UsageError
+from mosaic_cli.errors import DataError, NonFiniteError, UsageError
 from mosaic_cli.intervals import estimate_mean
 from mosaic_cli.probes.edits import Change, Changes, Memories, edited, stored_pairs
 from mosaic_cli.probes.reading import has_slots, pair_kinds
@@ -56,7 +56,11 @@ def first_windows(tokens: Tokens, context_length: int, count: int) -> Tensor:
     Raises:
         DataError: the text is shorter than one window.
     """
-    check_length(tokens, context_length, "chosen")
+    if len(tokens) < context_length + 1:
+        raise DataError(
+            f"the text has {len(tokens)} tokens, but one window needs {context_length + 1}",
+            hint="Name a longer text with --on, or shorter windows with --context.",
+        )
     count = min(count, (len(tokens) - 1) // context_length)
     starts = range(0, count * context_length, context_length)
     return torch.from_numpy(np.stack([tokens.read(start, start + context_length + 1) for start in starts]))

@@ -120,6 +120,10 @@ class Run:
         """Let `latest` or `best` name a checkpoint."""
         self.write(f"checkpoints/{name}", checkpoint.name + "\n")
 
+    def point_nowhere(self, name: str) -> None:
+        """Let `latest` or `best` be as before there was one."""
+        (self.checkpoints / name).unlink(missing_ok=True)
+
     def prune(self, keep: int) -> None:
         """Delete all checkpoints but the newest `keep`, the best one and the latest one, and what a kill left half
         written."""

@@ -68,7 +68,7 @@ def open_text(
         The tokens, and the bytes of text they stand for; of rows, None.
 
     Raises:
-        UsageError: no such file or data; or the data was prepared with another tokenizer, or consists of rows.
+        UsageError: no such file or data; or the data is not the run's any more, or consists of rows.
         DataError: it cannot be read.
     """
     if on != "val":
@@ -80,6 +80,12 @@ def open_text(
             f"{folder} was prepared with another tokenizer than {trained.spec} was trained with",
             where=folder,
             hint="Prepare the data as the run's recipe says, or evaluate on a file: --on FILE",
+        )
+    if manifest.fingerprint != trained.run.info()["data_fingerprint"]:
+        raise UsageError(
+            f"the prepared data is not what {trained.spec} was trained on",
+            where=folder,
+            hint="Prepare it again as the run's recipe says, or name a file: --on FILE",
         )
     if manifest.rows is None:
         return open_split(folder, "val"), manifest.val.bytes

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mosaic_cli.core.model import flops_per_token
+from mosaic_cli.core.model import flops_per_token, parameters_of
 from mosaic_cli.data.shards import Manifest
 from mosaic_cli.device import choose_placement
 from mosaic_cli.recipe import Recipe
 from mosaic_cli.runs.directory import locate_run
 from mosaic_cli.studies.collect import choose
 from mosaic_cli.studies.outcome import State, read_outcome
-from mosaic_cli.studies.plan import Cell, Chosen, Plan, PlannedRun, parameters_of
+from mosaic_cli.studies.plan import Cell, Chosen, Plan, PlannedRun
 from mosaic_cli.training.cost import expected_vocab, sample_batch, step_seconds
 from mosaic_cli.training.setup import new_model
 

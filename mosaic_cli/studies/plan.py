@@ -8,10 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mosaic_cli.core.config import ModelConfig
-from mosaic_cli.core.model import build_model, count_parameters
+from mosaic_cli.core.model import parameters_of
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.studies.study import DATA_DIR, KIND, SLOTS, LoadedStudy
@@ -211,12 +209,6 @@ def equal_slots(mosaic: Callable[[int | None], ModelConfig], transformer: ModelC
 def differ(one: int, other: int) -> bool:
     """Whether two numbers of parameters are further apart than models of equal size may be."""
     return abs(one - other) > SIZE_TOLERANCE * max(one, other)
-
-
-def parameters_of(config: ModelConfig) -> int:
-    """Parameters of a model of this shape, which is not made."""
-    with torch.device("meta"):
-        return count_parameters(build_model(config))
 
 
 def _product(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

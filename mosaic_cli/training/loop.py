@@ -90,7 +90,11 @@ class Trainer:
             self.state = load_training_state(latest, self.model, self.optimizer)
             self.batches.load_state_dict(self.state.data)
         if self.state.best_step is not None:  # a kill after `latest` was written left `best` behind
-            self.run.point("best", self.run.checkpoints / checkpoint_name(self.state.best_step))
+            best = self.run.checkpoints / checkpoint_name(self.state.best_step)
+            if best.is_dir():
+                self.run.point("best", best)
+            else:  # what was best at an earlier checkpoint, from which the user goes on, was deleted since
+                self.run.point_nowhere("best")
         self.run.forget_after(self.state.step)
         self.run.prune(self.train.keep_checkpoints)
         return self.state.step

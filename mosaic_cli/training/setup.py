@@ -115,6 +115,8 @@ def take_up(run: Run, asked: LoadedRecipe | None, placement: Placement) -> Train
             where=run.path,
             hint=f"Train on with --steps above {step}, or use it as it is.",
         )
+    if not run.tokenizer_path.exists():
+        data.tokenizer.save(run.tokenizer_path)
     if recipe != begun_with:
         run.write("recipe.yaml", recipe.to_yaml())
     run.update_info(

@@ -130,3 +130,25 @@ def test_a_checkpoint_outside_of_a_run(world, refused):
     (world / LATEST).rename(world / "lone")
     error = refused(1, "eval", "--ckpt", "lone")
     assert "outside of a run" in error["message"] and "tokenizer.json" in error["hint"]
+
+
+def test_a_finished_run_without_its_metrics_or_tokenizer_is_taken_up(world, mosaic):
+    run = world / "runs" / "tiny"
+    (run / "metrics.jsonl").unlink()
+    tokenizer = (run / "tokenizer.json").read_bytes()
+    (run / "tokenizer.json").unlink()
+    taken_up = mosaic("train", "--resume", "--run", "tiny", "--json")
+    assert taken_up.code == 0 and json.loads(taken_up.out)["train_loss"] is None
+    assert (run / "tokenizer.json").read_bytes() == tokenizer
+
+
+def test_going_on_from_an_earlier_checkpoint_whose_best_is_gone(world, mosaic, refused):
+    checkpoints = world / "runs" / "tiny" / "checkpoints"
+    state = json.loads((checkpoints / "step-00000008" / "state.json").read_text())
+    assert state["best_step"] == 8, "the newest is the best here"
+    (checkpoints / "best").write_text("step-00000008\n")
+    (checkpoints / "latest").write_text("step-00000006\n")
+    earlier = json.loads((checkpoints / "step-00000006" / "state.json").read_text())
+    assert earlier["best_step"] != 8 and not (checkpoints / f"step-{earlier['best_step']:08d}").exists()
+    assert mosaic("train", "--resume", "--run", "tiny", "--steps", "7").code == 0
+    assert mosaic("generate", "--ckpt", "tiny", "a").code == 0

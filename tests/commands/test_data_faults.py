@@ -143,6 +143,18 @@ def test_data_of_another_tokenizer(world, mosaic, refused):
     assert "tokenizer was 'byte'" in mosaic("train", "tiny.yaml", "--run", "new").err, "a new run says so at least"
 
 
+def test_data_that_is_not_the_run_s_any_more(world, mosaic, refused):
+    """A tokenizer that does not depend on the text is the same in other data."""
+    prepare = ("prepare", "text.txt", "--tokenizer", "byte", "--out", "data/bytes")
+    assert mosaic(*prepare).code == 0
+    assert mosaic("train", "tiny.yaml", "--run", "bytes", "--set", "data.dir=data/bytes").code == 0
+    assert mosaic("eval", "--ckpt", "bytes").code == 0
+    (world / "text.txt").write_text("another cat on another mat " * 40)
+    assert mosaic(*prepare, "--force").code == 0
+    error = refused(2, "eval", "--ckpt", "bytes")
+    assert "not what bytes was trained on" in error["message"] and "--on FILE" in error["hint"]
+
+
 def test_no_pickle_is_read(world, refused, evil):
     (world / "evil.pt").write_bytes(evil)
     (world / "evil.txt").write_bytes(evil)

@@ -114,7 +114,7 @@ def test_what_is_printed(world, mosaic):
         "leave-one-out",
         "unread",
         "all others",
-        "cost most",
+        "loss would change most",
         "~",
         "Paths of the logit",
     ):
@@ -158,7 +158,7 @@ def test_unread_is_shown_of_as_many_tokens_as_asked(world, mosaic):
 
 
 def test_a_page_that_cannot_be_written_is_named(world, refused):
-    assert refused(1, *TINY, TEXT, "--html", "runs")["where"] == "runs"
+    assert refused(2, *TINY, TEXT, "--html", "runs")["where"] == "runs"
 
 
 def test_the_help_ends_with_an_example(mosaic):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mosaic_cli.core.model import parameters_of
 from mosaic_cli.errors import UsageError
-from mosaic_cli.studies.plan import SIZE_TOLERANCE, Plan, parameters_of
+from mosaic_cli.studies.plan import SIZE_TOLERANCE, Plan
 from mosaic_cli.studies.study import load_study
 
 BASE = """

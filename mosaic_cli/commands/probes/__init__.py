@@ -5,7 +5,7 @@ import typer
 
 from mosaic_cli.commands.probes import ablate, edit, memories, moons, patterns, trace, verify
 
-probe = typer.Typer()
+probe = typer.Typer(epilog='Example: mosaic probe trace --ckpt quickstart "Once upon a time"')
 probe.command(name="toy-3moons", epilog=moons.EPILOG)(moons.toy_3moons)
 probe.command(name="trace", epilog=trace.EPILOG)(trace.trace)
 probe.command(name="edit", epilog=edit.EPILOG)(edit.edit)

@@ -46,13 +46,13 @@ def ablate(
     """Measure the loss of a text without memories: a head, a layer's memories, or pairs at a distance."""
     distances = _distances(distance)
 
-    from mosaic_cli.device import choose_placement
+    from mosaic_cli.device import choose_exact_placement
     from mosaic_cli.probes import ablate as library
     from mosaic_cli.probes.edits import Memories
     from mosaic_cli.runs.loading import load_trained, open_text
 
     chosen = [Memories.parse(name) for name in memories or []]
-    placement = choose_placement(device, "float32")
+    placement = choose_exact_placement(device)
     trained = load_trained(ckpt, placement)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     model = trained.model

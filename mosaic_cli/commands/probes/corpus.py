@@ -28,7 +28,11 @@ def results_folder(out: Path | None, run: "Run", name: str) -> Path:
     Raises:
         UsageError: a file is in the way.
     """
-    folder = out or run.path / "probes" / name
+    return make_folder(out or run.path / "probes" / name)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder, unless it is there; raises UsageError where a file is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -65,12 +65,12 @@ def edit(
         )
     text = read_prompt(prompt, prompt_file, "probe edit")
 
-    from mosaic_cli.device import choose_placement
+    from mosaic_cli.device import choose_exact_placement
     from mosaic_cli.files import dump_json
     from mosaic_cli.probes.edit_files import dump_edits, load_edits, read_edit
     from mosaic_cli.runs.loading import load_trained
 
-    placement = choose_placement(device, "float32")
+    placement = choose_exact_placement(device)
     trained = load_trained(ckpt, placement)
     display.note(f"{trained.checkpoint}, {placement.reason}")
     edits = load_edits(edit_file, trained.tokenizer) if edit_file else []

@@ -37,10 +37,10 @@ def memories(
 ) -> None:
     """What the persistent slots hold: the tokens they push, the texts that call them, and the slots nothing calls."""
     from mosaic_cli.commands.figures import draw_slot_shares
-    from mosaic_cli.device import choose_placement
+    from mosaic_cli.device import choose_exact_placement
     from mosaic_cli.runs.loading import load_trained, open_text
 
-    placement = choose_placement(device, "float32")
+    placement = choose_exact_placement(device)
     display.note(f"reading on {placement.reason}")
     trained = load_trained(ckpt, placement)
     _check(trained, layer, head, slot or [])

@@ -71,10 +71,11 @@ def toy_3moons(
 def _run(setting: "Setting", out: Path) -> dict[str, object]:
     """Train, measure and draw; write everything into the folder and return what results.json holds."""
     from mosaic_cli.commands.probes import moon_figures
+    from mosaic_cli.commands.probes.corpus import make_folder
     from mosaic_cli.files import dump_json
     from mosaic_cli.probes.moons import claim_holds
 
-    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told of before the work
+    make_folder(out)  # a folder that cannot be made is told of before the work
     began = time.monotonic()
     experiments = [_train(num_heads, setting) for num_heads in NUM_HEADS]
     measurements = [experiment.measure() for experiment in experiments]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mosaic_cli.probes.patterns import DistancePattern
     from mosaic_cli.runs.loading import TrainedModel
 
-EPILOG = "Example: mosaic probe patterns --ckpt quickstart --ckpt quickstart-transformer"
+EPILOG = "Example: mosaic probe patterns --ckpt quickstart"
 SCALARS = {  # name -> what the table calls it
     "decay": "λ",
     "half_life": "half life",
@@ -52,10 +52,10 @@ def patterns(
 ) -> None:
     """Mean retrieval weight against distance for every head, and the scalars that a mosaic's heads learned."""
     from mosaic_cli.commands.figures import draw_patterns
-    from mosaic_cli.device import choose_placement
+    from mosaic_cli.device import choose_exact_placement
     from mosaic_cli.runs.loading import load_trained
 
-    placement = choose_placement(device, "float32")
+    placement = choose_exact_placement(device)
     display.note(f"reading on {placement.reason}")
     trained = [load_trained(spec, placement) for spec in ckpt]
     for one in trained:

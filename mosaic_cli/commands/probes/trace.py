@@ -68,16 +68,18 @@ def trace(
     The model computes in float32 whatever the device: in bfloat16 a sum is good to three digits, too few to show that
     the contributions are complete.
     """
-    from mosaic_cli.device import choose_placement
+    from mosaic_cli.device import choose_exact_placement
     from mosaic_cli.probes.deletions import unread_effects
     from mosaic_cli.probes.reading import read_text
     from mosaic_cli.probes.report import Wording, plain_logit_error, report
     from mosaic_cli.runs.loading import load_trained
 
+    if html is not None:
+        _make_room(html)
     text = read_prompt(prompt, prompt_file, "probe trace")
     if not text:
         raise UsageError("the prompt is empty", hint='Give some text: mosaic probe trace --ckpt RUN "Once upon a time"')
-    placement = choose_placement(device, "float32")
+    placement = choose_exact_placement(device)
     trained = load_trained(ckpt, placement)
     display.note(f"{trained.checkpoint} on {placement.device}, always in float32 so that the sums can be checked")
     tokens = trained.tokenizer.encode_prompt(text)
@@ -170,8 +172,17 @@ def _page(
     return render_page(page_data(reading, wording, found, items, name))
 
 
+def _make_room(path: Path) -> None:
+    """Raises UsageError, before the work begins, where no file can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError("not a folder", where=path.parent, hint="Name another file: --html FILE") from error
+    if path.is_dir():
+        raise UsageError("a folder, not a file", where=path, hint=f"Name a file in it: --html {path / 'page.html'}")
+
+
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     display.note(f"written: {path}")
 
@@ -215,10 +226,11 @@ def _print_contributions(values: dict[str, Any], top: int) -> None:
         texts=2,
     )
     display.print_table(
-        "What its loss would cost most: the largest by unread",
+        "What its loss would change most: the largest by unread",
         columns,
         map(_cells, values["costliest"]),
-        caption="among them pairs that did not say the answer, but made the key that asked for it.",
+        caption="above 0, the token would be likelier without the pair. Among them are pairs that did not say the "
+        "answer, but made the key that asked for it.",
         texts=2,
     )
     display.print_table(

@@ -44,12 +44,12 @@ def verify(
 
     Takes some seconds a prompt: every stored pair of every prompt is deleted once.
     """
-    from mosaic_cli.device import choose_placement
+    from mosaic_cli.device import choose_exact_placement
     from mosaic_cli.probes.verdict import summarise
     from mosaic_cli.probes.verify import verify as examine_all
     from mosaic_cli.runs.loading import load_trained
 
-    placement = choose_placement(device, "float32")
+    placement = choose_exact_placement(device)
     trained = load_trained(ckpt, placement)
     folder = results_folder(out, trained.run, "verify")
     display.note(f"{trained.checkpoint}, {placement.reason}")

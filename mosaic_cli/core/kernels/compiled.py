@@ -63,11 +63,18 @@ class _Cache(FunctionCache):
 
     def load_overload(self, sig, target_context):
         """What is stored for these types; None is compiled here."""
-        stored = super().load_overload(sig, target_context)
+        stored = self._load(sig, target_context)
         if stored is None and not _forked and hasattr(os, "fork"):
             _in_another_process(self._dispatcher.compile, sig)
-            stored = super().load_overload(sig, target_context)
+            stored = self._load(sig, target_context)
         return stored
+
+    def _load(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged file, of which the pickles in it may raise anything: all is made anew
+            self.flush()
+            return None
 
     def _index_key(self, sig, codegen):
         return *super()._index_key(sig, codegen), _SOURCES
@@ -87,6 +94,7 @@ def _in_another_process(compile, sig) -> None:
         return
     _forked, status = True, 1
     try:
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # a lock must not outlive the process that holds it
         compile(sig)
         status = 0
     finally:

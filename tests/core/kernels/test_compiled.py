@@ -26,7 +26,27 @@ def test_a_process_that_compiles_rounds_as_later_ones_do(tmp_path):
         for _ in range(2)
     )
     assert first.stdout == second.stdout
-    assert list(tmp_path.rglob("attention._forward*.nbc")), "nothing was stored"
+    stored = list(tmp_path.rglob("attention._forward*.nb?"))
+    assert stored, "nothing was stored"
+    for file in stored:  # as no disk should leave them
+        os.truncate(file, 100)
+    third = subprocess.run(
+        [sys.executable, "-c", ATTENTION], env=environment, check=True, capture_output=True, text=True
+    )
+    assert third.stdout == first.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="without forks the process itself compiles")
+def test_the_process_that_compiles_holds_no_locks(tmp_path):
+    with open(tmp_path / "lock", "w") as lock:
+
+        def compile(_):
+            with pytest.raises(OSError):
+                os.fstat(lock.fileno())
+            (tmp_path / "closed").touch()
+
+        compiled._in_another_process(compile, None)
+    assert (tmp_path / "closed").exists()
 
 
 def test_what_is_stored_is_for_all_sources(monkeypatch):
