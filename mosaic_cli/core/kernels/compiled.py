@@ -94,7 +94,7 @@ def _in_another_process(compile, sig) -> None:
         return
     _forked, status = True, 1
     try:
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # a lock must not outlive the process that holds it
+        os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 2**16))  # a lock must not outlive the process that holds it
         compile(sig)
         status = 0
     finally:

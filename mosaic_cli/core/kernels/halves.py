@@ -39,10 +39,12 @@ def exp(x):
 
 @inner
 def narrow(x):
-    """The bits of the bfloat16 nearest to a float32, of two the even one."""
-    bits = np.float32(x).view(np.uint32)
+    """The bits of the bfloat16 nearest to a float32, of two the even one; what is not a number stays so."""
+    x = np.float32(x)
+    bits = x.view(np.uint32)
     last = np.uint32(bits >> np.uint32(16)) & np.uint32(1)
-    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + last) >> np.uint32(16))
+    rounded = np.uint32(bits + np.uint32(0x7FFF) + last)
+    return np.uint16((rounded if x == x else np.uint32(0x7FC00000)) >> np.uint32(16))
 
 
 @inner
