@@ -170,6 +170,7 @@ def test_the_help_ends_with_an_example(mosaic):
     ("arguments", "said"),
     [
         (("",), "empty"),
+        ((TEXT, "--unread", 2), "only a page shows several tokens"),
         ((TEXT, "--position", 14), "position 14 is outside of a text of 14 tokens"),
         ((TEXT, "--position", -15), "position -15 is outside"),
         ((TEXT, "--target", "Mia"), "not one token: 'M' + 'i' + 'a'"),

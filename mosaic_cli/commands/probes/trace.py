@@ -76,6 +76,8 @@ def trace(
 
     if html is not None:
         _make_room(html)
+    elif unread > 1:
+        raise UsageError("only a page shows several tokens", where="--unread", hint="Name its file: --html FILE")
     text = read_prompt(prompt, prompt_file, "probe trace")
     if not text:
         raise UsageError("the prompt is empty", hint='Give some text: mosaic probe trace --ckpt RUN "Once upon a time"')
