@@ -88,7 +88,10 @@ def _in_another_process(compile, sig) -> None:
     global _forked
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads do not go on there, and none is needed
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:  # no room for another process: this one compiles
+            return
     if child:
         os.waitpid(child, 0)
         return
