@@ -44,6 +44,7 @@ class QuantisedPairs:
             np.zeros((B * H, blocks, D, BLOCK), np.int16), np.zeros((B * H, blocks * BLOCK, D), np.int16)
         )
         self._steps = _Vectors(*(np.zeros((B * H, blocks * BLOCK), np.float32) for _ in range(2)))  # s
+        self._most = np.zeros((B * H, blocks), np.float32)  # of the keys' s in each block
         self._copied = 0  # pairs
 
     def attend(self, queries: Tensor, scale: Tensor | float, count: int) -> Tensor:
@@ -54,7 +55,7 @@ class QuantisedPairs:
         B, H, _, D = queries.shape
         scaled = queries * (scale[..., None] if isinstance(scale, Tensor) else scale)
         reads = torch.empty(B * H, D)
-        pairs, threads = (*self._whole, *self._integers, *self._steps), torch.get_num_threads()
+        pairs, threads = (*self._whole, *self._integers, *self._steps, self._most), torch.get_num_threads()
         run(_attend, scaled.view(B * H, D), *pairs, self._copied, count, threads, reads)
         self._copied = max(self._copied, count)
         return reads.view(queries.shape)
@@ -78,11 +79,14 @@ def _quantise(vector, integers):
 
 
 @inner
-def _copy(keys, values, key_integers, value_integers, key_steps, value_steps, start, stop):
+def _copy(keys, values, key_integers, value_integers, key_steps, value_steps, most, start, stop):
     """Copy the pairs number `start` to `stop` - 1 of a row."""
     for place in range(start, stop):
         block, column = place // BLOCK, place % BLOCK
-        key_steps[place] = _quantise(keys[place], key_integers[block, :, column])
+        step = _quantise(keys[place], key_integers[block, :, column])
+        key_steps[place] = step
+        if step > most[block]:
+            most[block] = step
         value_steps[place] = _quantise(values[place], value_integers[place])
 
 
@@ -100,11 +104,11 @@ def _score(query, keys, steps, scores):
 
 
 @inner
-def _attend_some(query, keys, values, key_integers, value_integers, key_steps, value_steps, first, stop, read):
+def _attend_some(query, keys, values, key_integers, value_integers, key_steps, value_steps, most, first, stop, read):
     """Fill read (D,) with the sum of the values number `first` to `stop` - 1 by their weights, which are e^(score - m);
     returns m, the largest score, and the sum of the weights. `first` is a multiple of BLOCK."""
     count = stop - first
-    if np.sqrt(dot(query, query)) * greatest_of(key_steps[first:stop]) > MOST_ERROR:
+    if np.sqrt(dot(query, query)) * greatest_of(most[first // BLOCK : -(-stop // BLOCK)]) > MOST_ERROR:
         return _attend_whole(query, keys[first:stop], values[first:stop], read)
     covered = -(-count // NARROW) * NARROW  # pairs, of which those that are not there yet weigh nothing
     scores, weights = np.empty(covered, np.float32), np.empty(covered, np.float32)
@@ -150,7 +154,9 @@ def _attend_whole(query, keys, values, read):
 
 
 @loops
-def _attend(queries, keys, values, key_integers, value_integers, key_steps, value_steps, copied, count, threads, reads):
+def _attend(
+    queries, keys, values, key_integers, value_integers, key_steps, value_steps, most, copied, count, threads, reads
+):
     """Fill reads (rows, D) of the first `count` pairs of each row by queries (rows, D), already scaled."""
     rows, D = queries.shape
     share = -(-count // (parts_for(rows, threads) * BLOCK)) * BLOCK
@@ -161,7 +167,8 @@ def _attend(queries, keys, values, key_integers, value_integers, key_steps, valu
         row, part = task // parts, task % parts
         first, stop = part * share, min(count, (part + 1) * share)
         request_once(key_integers[row, first // BLOCK], 0, AHEAD)
-        pairs = (keys[row], values[row], key_integers[row], value_integers[row], key_steps[row], value_steps[row])
+        copies = key_integers[row], value_integers[row], key_steps[row], value_steps[row], most[row]
+        pairs = (keys[row], values[row], *copies)
         _copy(*pairs, max(first, copied), stop)
         largest[task], total[task] = _attend_some(queries[row], *pairs, first, stop, sums[task])
     for task in range(0, rows * parts, parts):
