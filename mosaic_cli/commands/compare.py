@@ -141,10 +141,12 @@ def _summary(costs: "list[CellCost]") -> str:
     if not left:
         return f"all {sum(cost.runs for cost in costs)} runs are done"
     seconds = sum(cost.values()["seconds_left"] for cost in costs)
+    untimed = sum(cost.left for cost in costs if cost.seconds is None)
+    others = f" and {untimed:.4g} runs for which this machine has not the memory" if untimed else ""
     return (
         f"{left:.4g} of at most {sum(cost.runs for cost in costs)} runs to do, "
         f"{sum(cost.flops * cost.left for cost in costs):.3g} floating-point operations, "
-        f"about {display.format_seconds(seconds)}"
+        f"about {display.format_seconds(seconds)}{others}"
     )
 
 
@@ -175,7 +177,7 @@ def _show_costs(
 
 def _cost_row(cost: "CellCost") -> list[str]:
     time = "" if cost.seconds is None else display.format_seconds(cost.seconds)
-    left = display.format_seconds(cost.values()["seconds_left"])
+    left = "no memory" if cost.left and not time else display.format_seconds(cost.values()["seconds_left"])
     amounts = [f"{cost.left:.4g}", f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}"]
     return [cost.cell or "all", str(cost.runs), *amounts, time, left]
 

@@ -14,6 +14,8 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
 
     cost = _cost(loaded)
     rows = [(key, value, loaded.origin(key)) for key, value in _flat(loaded)]
+    how = f"Time from {TIMED_STEPS} steps of one batch{', not compiled' if loaded.recipe.train.compile else ''}. "
+    timed = "" if cost["seconds"] is None else how
     if json:
         display.print_json("mosaic.train-dry-run/1", {"recipe": [list(map(str, row)) for row in rows], **cost})
         return
@@ -30,16 +32,14 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
             ("time, validations not counted", _time(cost["seconds"])),
             ("on", cost["placement"]),
         ],
-        caption=f"Time from {TIMED_STEPS} steps of one batch{', not compiled' if loaded.recipe.train.compile else ''}; "
-        f"the vocabulary size is {cost['vocab_source']}.",
+        caption=f"{timed}The vocabulary size is {cost['vocab_source']}.",
     )
 
 
 def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     from mosaic_cli.core.model import flops_per_token, parameters_of
-    from mosaic_cli.device import choose_placement, memory_bytes
-    from mosaic_cli.training.cost import expected_vocab, sample_batch, step_seconds
-    from mosaic_cli.training.setup import new_model
+    from mosaic_cli.device import choose_placement
+    from mosaic_cli.training.cost import STATE_BYTES, expected_vocab, sample_batch, step_seconds
 
     recipe = loaded.recipe
     placement = choose_placement(recipe.train.device, recipe.train.dtype)
@@ -48,17 +48,14 @@ def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     parameters = parameters_of(config)
     batch = sample_batch(recipe, vocab_size)
     checkpoint_bytes = 3 * 4 * parameters  # weights and AdamW's two averages in float32
-    state_bytes, seconds = checkpoint_bytes + 4 * parameters, None
-    if state_bytes < memory_bytes(placement.device):
-        a_step = step_seconds(new_model(recipe, vocab_size, placement), batch, recipe.train, placement)
-        seconds = a_step * recipe.train.max_steps
+    a_step = step_seconds(recipe, vocab_size, batch, placement)
     return {
         "parameters": parameters,
         "flops_per_step": 3 * batch.asked * flops_per_token(config),
         "tokens": batch.asked * recipe.train.max_steps,
-        "state_bytes": state_bytes,
+        "state_bytes": STATE_BYTES * parameters,
         "disk_bytes": (recipe.train.keep_checkpoints + 1) * checkpoint_bytes,
-        "seconds": seconds,
+        "seconds": None if a_step is None else a_step * recipe.train.max_steps,
         "placement": placement.reason,
         "vocab_source": vocab_source,
     }

@@ -41,7 +41,7 @@ def find_files(name: str, spool: Path) -> list[tuple[Path, str]]:
         files = sorted(_files_in(path, spool.parent))
         if not files:
             raise DataError("the folder holds no files", where=name)
-        return [(file, printable(str(file))) for file in files]
+        return [(file, printable(file)) for file in files]
     if not path.exists():
         raise UsageError(
             f"no such file or folder: {name}",
@@ -57,7 +57,7 @@ def find_files(name: str, spool: Path) -> list[tuple[Path, str]]:
     return [(path, name)]
 
 
-def printable(name: str) -> str:
+def printable(name: str | Path) -> str:
     """A file's name for messages and JSON: what is not UTF-8 in it as \\xNN."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
@@ -67,10 +67,11 @@ def _files_in(folder: Path, own: Path) -> Iterator[Path]:
     read once, wherever links lead."""
     seen = {_identity(own)}
     for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        if _identity(Path(root)) in seen:
+        here = _identity(root)
+        if here in seen:
             folders.clear()
             continue
-        seen.add(_identity(Path(root)))
+        seen.add(here)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for file in (Path(root, name) for name in files if not name.startswith(".")):
             try:
@@ -78,17 +79,17 @@ def _files_in(folder: Path, own: Path) -> Iterator[Path]:
             except OSError as error:
                 _raise(error)
             if not stat.S_ISREG(kind):
-                raise UsageError("neither a file nor a folder", where=printable(str(file)))
+                raise UsageError(f"neither a file nor a folder: {printable(file)}", where=printable(file))
             yield file
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
+def _identity(folder: str | Path) -> tuple[int, int]:
+    found = os.stat(folder)
     return found.st_dev, found.st_ino
 
 
 def _raise(error: OSError) -> NoReturn:
-    raise DataError(f"cannot read it: {error.strerror}", where=printable(str(error.filename))) from error
+    raise DataError(f"cannot read it: {error.strerror}", where=printable(error.filename)) from error
 
 
 def _spooled(stream: BinaryIO, spool: Path) -> Path:

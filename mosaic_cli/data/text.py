@@ -38,9 +38,11 @@ def tokens_of_file(name: str, tokenizer: Tokenizer, text_field: str = "text") ->
     if not Path(name).exists():
         raise UsageError(f"no file {name!r} to evaluate on", where="--on", hint="Give val, or the path of a text file.")
     num_bytes, parts, text = 0, [], ""
-    with tempfile.TemporaryDirectory() as spool:
+    with tempfile.TemporaryDirectory() as own:
+        spool = Path(own, "spool")  # the folder around it is left out where the text is a folder
+        spool.mkdir()
         data = DataSection(source="files", files=[name], text_field=text_field)
-        source = open_source(data, Path(spool))
+        source = open_source(data, spool)
         source.may_skip = False
         for piece in source.pieces():
             text += piece.text

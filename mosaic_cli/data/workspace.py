@@ -4,6 +4,7 @@ It is made as `<out>.partial`, which becomes `out` by a rename at the very end: 
 that looks good and is not, and running it again starts clean.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -77,12 +78,19 @@ def _is_prepared(folder: Path) -> bool:
 
 def _is_partial(folder: Path) -> bool:
     """Whether a folder is not there, or everything in it is ours, of a run that was killed."""
-    if folder.is_symlink() or not folder.is_dir():
-        return not folder.is_symlink() and not folder.exists()
-    beginnings = {unfinished(folder / name).name for name in (MANIFEST_FILE, TOKENIZER_FILE)}
-    spool = folder / SPOOL
-    rest = (entry for entry in folder.iterdir() if entry != spool or spool.is_symlink() or not spool.is_dir())
-    return all(entry.name in beginnings or _is_ours(entry) for entry in rest)
+    if not os.path.lexists(folder):
+        return True
+    return _is_folder(folder) and all(_is_ours(entry) or _is_unfinished(entry) for entry in folder.iterdir())
+
+
+def _is_unfinished(entry: Path) -> bool:
+    if entry.name == SPOOL:
+        return _is_folder(entry)
+    return entry in (unfinished(entry.with_name(name)) for name in (MANIFEST_FILE, TOKENIZER_FILE))
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_ours(entry: Path) -> bool:

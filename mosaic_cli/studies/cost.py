@@ -13,7 +13,6 @@ from mosaic_cli.studies.collect import choose
 from mosaic_cli.studies.outcome import State, read_outcome
 from mosaic_cli.studies.plan import Cell, Chosen, Plan, PlannedRun
 from mosaic_cli.training.cost import expected_vocab, sample_batch, step_seconds
-from mosaic_cli.training.setup import new_model
 
 ENDED = ("done", "diverged")
 
@@ -33,7 +32,8 @@ class CellCost:
     flops: float
     """Floating-point operations of a run's training."""
     seconds: float | None
-    """Expected time of a run, from a few timed steps; None where nothing is left to do."""
+    """Expected time of a run, from a few timed steps; None where nothing is left to do, or the machine has not the
+    memory."""
 
     def values(self) -> dict[str, Any]:
         """As an object for `--json`."""
@@ -64,8 +64,9 @@ def _cell_cost(recipe: Recipe, cell: Cell, runs: int, left: float) -> CellCost:
     steps = recipe.train.max_steps
     seconds = None
     if left:
-        a_step = step_seconds(new_model(recipe, vocab_size, placement), batch, recipe.train, placement)
-        seconds = a_step * (steps + _validation_steps(recipe, batch.asked))
+        a_step = step_seconds(recipe, vocab_size, batch, placement)
+        if a_step is not None:
+            seconds = a_step * (steps + _validation_steps(recipe, batch.asked))
     tokens = batch.asked * steps
     flops = 3 * tokens * flops_per_token(config)
     return CellCost(cell.label, runs, left, parameters_of(config), tokens, flops, seconds)

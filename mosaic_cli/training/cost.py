@@ -4,16 +4,18 @@ import time
 
 import numpy as np
 
-from mosaic_cli.core.model import LanguageModel
+from mosaic_cli.core.model import parameters_of
 from mosaic_cli.data.batches import Batch
 from mosaic_cli.data.rows import RowBatches, Rows, open_data
 from mosaic_cli.data.shards import Manifest
-from mosaic_cli.device import Placement
-from mosaic_cli.recipe import Recipe, TrainSection
+from mosaic_cli.device import Placement, memory_bytes
+from mosaic_cli.recipe import Recipe
 from mosaic_cli.training.loop import backward
 from mosaic_cli.training.optimizer import make_optimizer, update
+from mosaic_cli.training.setup import new_model
 
 TIMED_STEPS = 3
+STATE_BYTES = 16  # of a parameter: weight, gradient and AdamW's two averages in float32
 
 
 def expected_vocab(recipe: Recipe) -> tuple[int, str]:
@@ -36,8 +38,12 @@ def sample_batch(recipe: Recipe, vocab_size: int) -> Batch:
     return Batch.of_windows(np.random.default_rng(0).integers(0, vocab_size, (batch_size, context_length + 1)))
 
 
-def step_seconds(model: LanguageModel, batch: Batch, train: TrainSection, placement: Placement) -> float:
-    """Median wall time of a step, optimizer and clipping included. Changes the model's weights."""
+def step_seconds(recipe: Recipe, vocab_size: int, batch: Batch, placement: Placement) -> float | None:
+    """Median wall time of a step of the recipe's model, optimizer and clipping included; None where weights, gradients
+    and AdamW's averages are more than the device's memory."""
+    if STATE_BYTES * parameters_of(recipe.model.with_vocab(vocab_size)) >= memory_bytes(placement.device):
+        return None
+    model, train = new_model(recipe, vocab_size, placement), recipe.train
     optimizer = make_optimizer(model, train)
     seconds = []
     for number in range(TIMED_STEPS + 1):  # the first warms up

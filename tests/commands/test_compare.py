@@ -30,6 +30,14 @@ def _steps(world):
     return sum(len(path.read_text().splitlines()) for path in world.glob("runs/pair-*/metrics.jsonl"))
 
 
+def test_a_dry_run_tells_what_the_machine_cannot_hold(study, mosaic):
+    huge = ("-s", "model.d_model=1048576", "-s", "model.num_heads=16", "--dry-run")
+    (told,) = mosaic("compare", "pair.yaml", *huge, "--json").json["studies"]
+    assert all(cell["seconds"] is None and cell["left"] > 0 for cell in told["cells"])
+    shown = mosaic("compare", "pair.yaml", *huge).out
+    assert shown.count("no memory") == 2 and "7 runs for which this machine has not the memory" in shown
+
+
 def test_a_study_from_the_cost_to_the_figures(study, mosaic):
     told = mosaic("compare", "pair.yaml", "--dry-run", "--json").json
     assert told["schema"] == "mosaic.compare-dry-run/1" and not list(study.glob("runs/pair-*"))

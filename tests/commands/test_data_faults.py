@@ -68,6 +68,13 @@ def test_a_character_that_the_tokenizer_lacks_is_named_with_its_file(world, refu
     )
 
 
+def test_text_in_the_folder_for_temporary_files_is_read(world, mosaic, monkeypatch):
+    (world / "temporary").mkdir()
+    (world / "temporary" / "text.txt").write_text("the cat sat on the mat")
+    monkeypatch.setenv("TMPDIR", str(world / "temporary"))
+    assert mosaic("eval", "--ckpt", "tiny", "--on", "temporary", "--json").json["results"][0]["tokens"] > 10
+
+
 def test_a_field_that_the_records_lack(world, refused):
     (world / "other.jsonl").write_text('{"story": "the cat"}\n')
     error = refused(1, "eval", "--ckpt", "tiny", "--on", "other.jsonl")

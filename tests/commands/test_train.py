@@ -56,6 +56,14 @@ def test_json_holds_what_is_promised_and_nothing_else_is_on_stdout(world, mosaic
     assert mosaic("train", "gpt.yaml", "--run", "plain").out == "runs/plain\n"
 
 
+def test_a_dry_run_counts_what_the_machine_cannot_hold(world, mosaic):
+    huge = ("--set", "model.d_model=1048576", "--set", "model.num_heads=16", "--dry-run")
+    cost = mosaic(*NEW, *huge, "--json").json
+    assert cost["state_bytes"] == 16 * cost["parameters"] > 2**45 and cost["seconds"] is None
+    told = mosaic(*NEW, *huge).out
+    assert "not measured: more than this machine's memory" in told and "Time from" not in told
+
+
 def test_a_dry_run_trains_nothing(world, mosaic):
     result = mosaic(*NEW, "--set", "data.dir=data/other", "--steps", 20, "--dry-run", "--json")
     assert result.code == 0 and result.json["schema"] == "mosaic.train-dry-run/1"

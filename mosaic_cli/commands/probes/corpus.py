@@ -31,12 +31,13 @@ def results_folder(out: Path | None, run: "Run", name: str) -> Path:
     return make_folder(out or run.path / "probes" / name)
 
 
-def make_folder(folder: Path) -> Path:
-    """Make a folder, unless it is there; raises UsageError where a file is in the way."""
+def make_folder(folder: Path, instead: str = "--out DIR") -> Path:
+    """Make a folder, unless it is there; raises UsageError where a file is in the way, with the option that names
+    another."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError("not a folder", where=folder, hint="Name another folder: --out DIR") from error
+        raise UsageError("not a folder", where=folder, hint=f"Name another folder: {instead}") from error
     return folder
 
 

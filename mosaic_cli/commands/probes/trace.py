@@ -7,7 +7,7 @@ import typer
 
 from mosaic_cli.commands import display
 from mosaic_cli.commands.options import Ckpt, Debug, Device, Json, PromptFile
-from mosaic_cli.commands.probes.corpus import Out, results_folder, save
+from mosaic_cli.commands.probes.corpus import Out, make_folder, results_folder, save
 from mosaic_cli.commands.prompt import read_prompt
 from mosaic_cli.errors import UsageError
 
@@ -75,7 +75,9 @@ def trace(
     from mosaic_cli.runs.loading import load_trained
 
     if html is not None:
-        _make_room(html)
+        make_folder(html.parent, instead="--html FILE")
+        if html.is_dir():
+            raise UsageError("a folder, not a file", where=html, hint=f"Name a file in it: --html {html / 'page.html'}")
     elif unread > 1:
         raise UsageError("only a page shows several tokens", where="--unread", hint="Name its file: --html FILE")
     text = read_prompt(prompt, prompt_file, "probe trace")
@@ -83,7 +85,7 @@ def trace(
         raise UsageError("the prompt is empty", hint='Give some text: mosaic probe trace --ckpt RUN "Once upon a time"')
     placement = choose_exact_placement(device)
     trained = load_trained(ckpt, placement)
-    display.note(f"{trained.checkpoint} on {placement.device}, always in float32 so that the sums can be checked")
+    display.note(f"{trained.checkpoint}, {placement.reason}")
     tokens = trained.tokenizer.encode_prompt(text)
     reading = read_text(trained.model, tokens)
     found = _trace(reading, trained, target, vs, position)
@@ -172,16 +174,6 @@ def _page(
             bar.update("tracing every token", len(items), len(reading.tokens))
     name = f"{trained.spec} ({trained.model.config.kind}, {trained.checkpoint.name})"
     return render_page(page_data(reading, wording, found, items, name))
-
-
-def _make_room(path: Path) -> None:
-    """Raises UsageError, before the work begins, where no file can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError("not a folder", where=path.parent, hint="Name another file: --html FILE") from error
-    if path.is_dir():
-        raise UsageError("a folder, not a file", where=path, hint=f"Name a file in it: --html {path / 'page.html'}")
 
 
 def _write(path: Path, text: str) -> None:

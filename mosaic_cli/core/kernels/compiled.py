@@ -49,7 +49,7 @@ _SOURCES = _digest_of_sources()
 class _Cache(FunctionCache):
     """Numba's cache of what it compiled, with two differences.
 
-    Another process compiles, where one can be forked. Numba compiles a function that loops call by itself, then once
+    Another process compiles. Numba compiles a function that loops call by itself, then once
     more with the loops, where its sums may be taken in another order; a process that compiles calls the first form and
     stores the second. So its run would not be, to the last bit, one that finds them compiled. Here all call what is
     stored.
@@ -64,7 +64,7 @@ class _Cache(FunctionCache):
     def load_overload(self, sig, target_context):
         """What is stored for these types; None is compiled here."""
         stored = self._load(sig, target_context)
-        if stored is None and not _forked and hasattr(os, "fork"):
+        if stored is None and not _forked:
             _in_another_process(self._dispatcher.compile, sig)
             stored = self._load(sig, target_context)
         return stored

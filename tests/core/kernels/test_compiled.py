@@ -18,7 +18,6 @@ print(hashlib.sha256(attention.attend(queries, keys, values, 1.0).numpy().tobyte
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="without forks the process itself compiles")
 def test_a_process_that_compiles_rounds_as_later_ones_do(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     first, second = (
@@ -36,7 +35,6 @@ def test_a_process_that_compiles_rounds_as_later_ones_do(tmp_path):
     assert third.stdout == first.stdout
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="without forks the process itself compiles")
 def test_the_process_that_compiles_holds_no_locks(tmp_path):
     with open(tmp_path / "lock", "w") as lock:
 
