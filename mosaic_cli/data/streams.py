@@ -15,6 +15,7 @@ from typing import BinaryIO, NoReturn
 
 from mosaic_cli.errors import DataError, UsageError, first_line
 
+NOT_ALL = "Take it out of the folder, or name the files that are meant."
 BLOCK_BYTES = 1 << 20  # bytes read at a time
 ZSTD_READ_BYTES = 4096  # zstd can blow one input byte up to 32 kB, so this bounds one step's output at 128 MB
 
@@ -79,7 +80,7 @@ def _files_in(folder: Path, own: Path) -> Iterator[Path]:
             except OSError as error:
                 _raise(error)
             if not stat.S_ISREG(kind):
-                raise UsageError(f"neither a file nor a folder: {printable(file)}", where=printable(file))
+                raise UsageError(f"neither a file nor a folder: {printable(file)}", where=printable(file), hint=NOT_ALL)
             yield file
 
 
@@ -89,7 +90,7 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def _raise(error: OSError) -> NoReturn:
-    raise DataError(f"cannot read it: {error.strerror}", where=printable(error.filename)) from error
+    raise DataError(f"cannot read it: {error.strerror}", where=printable(error.filename), hint=NOT_ALL) from error
 
 
 def _spooled(stream: BinaryIO, spool: Path) -> Path:

@@ -89,6 +89,7 @@ def test_what_a_folder_holds_and_cannot_be_read_is_named(tmp_path, monkeypatch, 
     with pytest.raises(MosaicError, match=r"neither a file|cannot read it") as caught:
         find_files(str(folder), tmp_path / "spool")
     assert str(caught.value.where) == str(folder / ("sub" if kind == "folder" else "odd"))
+    assert "Take it out of the folder" in caught.value.hint
 
 
 def test_the_folder_that_is_being_made_is_not_read(tmp_path):
