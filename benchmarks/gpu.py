@@ -4,11 +4,11 @@
     python -m benchmarks.gpu --page
 
 Parts: `check`, the kernels against PyTorch in float64, and a small model on the device against the CPU; `kernels`,
-their share of copy bandwidth; `train`, whole steps at 124 M parameters, compiled and eager, as tokens per second and as
-a share of the matrix rate measured in the same run; `decode`, a token of a batch by recorded steps that are compiled,
-by recorded steps, and plainly. Systems run in turn, several rounds. Takes some five minutes on one H200, most of it
-compilation; `--windows` takes one length of windows, so that parts can be prepared side by side. `--tiny --device cpu`
-walks through everything but kernels, compiling and recording in small, to see that the script runs.
+their share of copy bandwidth; `train`, whole steps at 124 M parameters, of v2 too, compiled and eager, as tokens per
+second and as a share of the matrix rate measured in the same run; `decode`, a token of a batch by recorded steps that
+are compiled, by recorded steps, and plainly. Systems run in turn, several rounds. Takes some five minutes on one H200,
+most of it compilation; `--windows` takes one length of windows, so that parts can be prepared side by side. `--tiny
+--device cpu` walks through everything but kernels, compiling and recording in small, to see that the script runs.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.measure import interleaved, ratio, wait
 from benchmarks.report import write_gpu_tables
+from benchmarks.systems import build
 from mosaic_cli.core import kernels, ops
 from mosaic_cli.core import leaky as plain
 from mosaic_cli.core.config import ModelConfig
@@ -42,11 +43,13 @@ from mosaic_cli.training.loop import backward
 from mosaic_cli.training.optimizer import make_optimizer, update
 
 KINDS = ("transformer", "mosaic")
-FULL = {"num_layers": 12, "num_heads": 12, "d_model": 768, "vocab_size": 50304}
-TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "vocab_size": 64}
+TRAINED = (*KINDS, "mosaic v2")
+FULL = {"num_layers": 12, "num_heads": 12, "d_model": 768, "num_slots": 2688, "vocab_size": 50304}
+TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "num_slots": 56, "vocab_size": 64}
 BATCHES = {512: 64, 2048: 16}  # tokens of a window, and windows of a step
 DECODED_BATCH = 64
 ROUNDS = 7
+STEPS = 4  # of training in a round, one behind the other: `mosaic train` does not wait for a step either
 Row = dict[str, object]
 
 
@@ -238,26 +241,27 @@ def measure_training(placement: Placement, batches: dict[int, int]) -> Iterator[
         for mode in ("compiled", "eager") if on_gpu else ("eager",):
             torch.compiler.reset()  # lest the second T be compiled as one that varies
             steps, models, warm_up = {}, {}, {}
-            for kind in KINDS:
-                models[kind] = _model(kind, T, placement)
+            for name in TRAINED:
+                models[name] = _model(name, T, placement)
                 loss = torch.compile(training_loss) if mode == "compiled" else training_loss
-                steps[kind] = _step(models[kind], loss, batch, placement)
-                warm_up[kind] = _timed(steps[kind])
+                steps[name] = _steps(models[name], loss, batch, placement)
+                warm_up[name] = _timed(lambda first=steps[name]: first(1))
             rate = _matrix_rate(placement, 8192 if on_gpu else 256)
             yield {"what": "matrix product", "operations_per_second": rate}
-            seconds = interleaved({kind: lambda step=step: step for kind, step in steps.items()}, ROUNDS)
-            for kind, model in models.items():
-                per_second = batch * T / statistics.median(seconds[kind])
+            several = {name: lambda many=many: lambda: many(STEPS) for name, many in steps.items()}
+            seconds = interleaved(several, ROUNDS)
+            for name, model in models.items():
+                per_second = STEPS * batch * T / statistics.median(seconds[name])
                 yield {
                     "what": "train",
-                    "system": f"{kind} {mode}",
+                    "system": f"{name} {mode}",
                     "parameters": count_parameters(model),
                     "T": T,
                     "batch": batch,
                     "tokens_per_second": per_second,
                     "share_of_matrix_rate": 3 * flops_per_token(model.config) * per_second / rate,
-                    "first_step_seconds": warm_up[kind],
-                    "ratio_to_transformer": ratio(seconds["transformer"], seconds[kind]),
+                    "first_step_seconds": warm_up[name],
+                    "ratio_to_transformer": ratio(seconds["transformer"], seconds[name]),
                 }
 
 
@@ -288,25 +292,24 @@ def measure_decoding(placement: Placement, batches: dict[int, int]) -> Iterator[
                 }
 
 
-def _model(kind: str, T: int, placement: Placement) -> LanguageModel:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        kind=kind, init="gpt2", context_length=T, **(FULL if placement.device.type == "cuda" else TINY)
-    )
-    return build_model(config).to(placement.device)
+def _model(name: str, T: int, placement: Placement) -> LanguageModel:
+    size = FULL if placement.device.type == "cuda" else TINY
+    return build(name, size | {"context_length": T}, placement.device).model
 
 
-def _step(model: LanguageModel, loss: Callable, batch: int, placement: Placement) -> Callable[[], None]:
+def _steps(model: LanguageModel, loss: Callable, batch: int, placement: Placement) -> Callable[[int], None]:
     train = TrainSection(batch_size=batch)
     optimizer = make_optimizer(model, train)
     shape = (batch, model.config.context_length + 1)
     windows = Batch.of_windows(np.random.default_rng(0).integers(0, model.config.vocab_size, shape))
     model.train()
 
-    def step() -> None:
-        update(model, optimizer, train, 1e-5, backward(model, windows, train, placement, loss))
+    def many(steps: int) -> None:
+        for _ in range(steps):
+            figures = update(model, optimizer, train, 1e-5, backward(model, windows, train, placement, loss))
+        figures.wait()
 
-    return step
+    return many
 
 
 @torch.inference_mode()

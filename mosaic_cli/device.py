@@ -5,6 +5,7 @@ import os
 import platform
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from mosaic_cli.errors import UsageError
@@ -21,6 +22,14 @@ class Placement:
     def autocast(self) -> torch.autocast:
         """Context in which matrix work runs in `dtype`; nothing changes for float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def move(self, array: np.ndarray) -> torch.Tensor:
+        """The same numbers on the device. A GPU fetches them itself, from memory that stays where it is, when it has
+        done what it was given before: the host does not wait."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
 
 def choose_placement(device: str = "auto", dtype: str = "auto", decoding: bool = False) -> Placement:

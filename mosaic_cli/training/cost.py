@@ -50,6 +50,6 @@ def step_seconds(recipe: Recipe, vocab_size: int, batch: Batch, placement: Place
         started = time.perf_counter()
         model.begin_step(train.seed, number)
         backward(model, batch, train, placement)
-        update(model, optimizer, train, train.min_lr)
+        update(model, optimizer, train, train.min_lr).wait()
         seconds.append(time.perf_counter() - started)
     return sorted(seconds[1:])[TIMED_STEPS // 2]

@@ -18,7 +18,7 @@ from mosaic_cli.generation import Writer
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.runs.checkpoint import TrainingState, checkpoint_name, load_training_state, save_checkpoint
 from mosaic_cli.runs.directory import Run
-from mosaic_cli.training.optimizer import check_finite, make_optimizer, update
+from mosaic_cli.training.optimizer import Figures, check_finite, make_optimizer, update
 from mosaic_cli.training.schedule import learning_rate
 
 
@@ -36,7 +36,7 @@ class StepReport:
     tokens: int
     """Tokens trained to predict since the run began."""
     seconds: float
-    """Wall time of this step, without validation and saving."""
+    """Wall time of this step, without validation and saving; if it began earlier, from when the one before was done."""
     validation: LanguageResult | None = None
     """Present after a validation."""
     is_best: bool = False
@@ -45,6 +45,17 @@ class StepReport:
     """What the model writes after the recipe's prompt; present after a validation."""
     saved: bool = False
     """Whether a checkpoint was written after this step."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A step that the host has begun, and that the device may still be at."""
+
+    step: int
+    tokens: int
+    learning_rate: float
+    figures: Figures
+    started: float
 
 
 class Trainer:
@@ -80,6 +91,10 @@ class Trainer:
             torch._dynamo.config.allow_unspec_int_on_nn_module = True
         self.loss = torch.compile(training_loss) if train.compile else training_loss
         self.state = TrainingState()
+        self._ahead = (
+            placement.device.type == "cuda"
+        )  # begin a step while the one before is computed: a GPU never waits
+        self._done = 0.0  # when the last step was
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
 
@@ -109,27 +124,17 @@ class Trainer:
             NonFiniteError: a loss or gradient that is not finite; nothing of that step is saved.
             CheckpointError: a checkpoint could not be saved.
         """
+        pending = None
         while self.state.step < self.train.max_steps:
-            loss, rate, norm, seconds = self._step()
+            begun = self._begin()
+            if pending is not None:
+                yield self._finish(pending)
             stopping = should_stop()
-            validation, is_best = self._validate()
-            saved = is_best or stopping or self._due(self.train.save_interval)
-            report = StepReport(
-                self.state.step,
-                loss,
-                rate,
-                norm,
-                self.state.tokens,
-                seconds,
-                validation,
-                is_best,
-                self._sample() if validation else None,
-                saved,
-            )
-            self._log(report)
-            if saved:
-                self.save(is_best)
-            yield report
+            train, step = self.train, begun.step
+            ends = stopping or self._due(train.eval_interval, step) or self._due(train.save_interval, step)
+            pending = begun if self._ahead and not ends else None
+            if pending is None:
+                yield self._finish(begun, stopping)
             if stopping:
                 return
 
@@ -142,26 +147,41 @@ class Trainer:
             self.run.point("best", path)
         self.run.prune(self.train.keep_checkpoints)
 
-    def _step(self) -> tuple[float, float, float, float]:
+    def _begin(self) -> _Begun:
         started = time.perf_counter()
         if not self.model.training:  # which takes a GPU's host a millisecond to say to all modules
             self.model.train()
         rate = learning_rate(self.state.step, self.train)
         self.model.begin_step(self.train.seed, self.state.step)
         loss = backward(self.model, batch := next(self.batches), self.train, self.placement, self.loss)
-        try:
-            loss, norm = update(self.model, self.optimizer, self.train, rate, loss)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"step {self.state.step + 1}: {error.message}", where=error.where, hint=error.hint
-            ) from error
+        figures = update(self.model, self.optimizer, self.train, rate, loss)
         self.state.step += 1
         self.state.tokens += batch.asked
-        return loss, rate, norm, time.perf_counter() - started
+        return _Begun(self.state.step, self.state.tokens, rate, figures, started)
 
-    def _validate(self) -> tuple[LanguageResult | None, bool]:
-        at_end = self.state.step == self.train.max_steps
-        if not (at_end or self._due(self.train.eval_interval)):
+    def _finish(self, begun: _Begun, stopping: bool = False) -> StepReport:
+        """Wait for a step, validate, log and save where it is time to. Then no other step has begun."""
+        try:
+            loss, norm = begun.figures.wait()
+        except NonFiniteError as error:
+            self.state.step = begun.step - 1
+            raise NonFiniteError(f"step {begun.step}: {error.message}", where=error.where, hint=error.hint) from error
+        done = time.perf_counter()
+        seconds, self._done = done - max(begun.started, self._done), done
+        validation, is_best = self._validate(begun.step)
+        saved = is_best or stopping or self._due(self.train.save_interval, begun.step)
+        sample = self._sample() if validation else None
+        report = StepReport(
+            begun.step, loss, begun.learning_rate, norm, begun.tokens, seconds, validation, is_best, sample, saved
+        )
+        self._log(report)
+        if saved:
+            self.save(is_best)
+        return report
+
+    def _validate(self, step: int) -> tuple[LanguageResult | None, bool]:
+        at_end = step == self.train.max_steps
+        if not (at_end or self._due(self.train.eval_interval, step)):
             return None, False
         *_, result = evaluate_language(
             self.model,
@@ -170,13 +190,13 @@ class Trainer:
             num_bytes=self.num_val_bytes,
             max_tokens=None if at_end else self.train.eval_tokens,
         )
-        check_finite(f"step {self.state.step}: validation loss {{:g}}", result.loss)
+        check_finite(f"step {step}: validation loss {{:g}}", result.loss)
         # the whole split is read only at the end, so the best checkpoint is chosen on the part that all have in common
         part = self.train.eval_tokens
         loss = result.loss if part is None else result.loss_of_first(part)
         is_best = self.state.best_val_loss is None or loss < self.state.best_val_loss
         if is_best:
-            self.state.best_step, self.state.best_val_loss = self.state.step, loss
+            self.state.best_step, self.state.best_val_loss = step, loss
         return result, is_best
 
     def _sample(self) -> str | None:
@@ -207,11 +227,11 @@ class Trainer:
             )
         return min(self.train.sample_tokens, room)
 
-    def _due(self, interval: int) -> bool:
-        return self.state.step % interval == 0 or self.state.step == self.train.max_steps
+    def _due(self, interval: int, step: int) -> bool:
+        return step % interval == 0 or step == self.train.max_steps
 
     def _log(self, report: StepReport) -> None:
-        if report.validation is None and not report.saved and not self._due(self.train.log_interval):
+        if report.validation is None and not report.saved and not self._due(self.train.log_interval, report.step):
             return
         line = {
             "step": report.step,
@@ -241,7 +261,7 @@ def backward(
     """
     total = torch.zeros((), device=placement.device)
     for micro in batch.parts(train.micro_batch_size or train.batch_size):
-        inputs, targets = (torch.from_numpy(array).to(placement.device, non_blocking=True) for array in micro)
+        inputs, targets = (placement.move(array) for array in micro)
         with placement.autocast():
             part = loss(model, inputs, targets) / batch.asked
         part.backward()

@@ -20,19 +20,37 @@ def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, fused=True)
 
 
+class Figures:
+    """Loss and gradient norm (2,) of a step, which a GPU may still be computing: the host need not wait to go on."""
+
+    def __init__(self, figures: Tensor):
+        self._figures, self._there = figures.to("cpu", non_blocking=figures.is_cuda), None
+        if figures.is_cuda:
+            self._there = torch.cuda.Event()
+            self._there.record()
+
+    def wait(self) -> tuple[float, float]:
+        """The loss, and the norm before clipping.
+
+        Raises:
+            NonFiniteError: one of them is not finite; the weights are as they were before that step.
+        """
+        if self._there is not None:
+            self._there.synchronize()
+        loss, norm = self._figures.tolist()
+        check_finite("loss {:g}, gradient norm {:g}", loss, norm)
+        return loss, norm
+
+
 def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     train: TrainSection,
     learning_rate: float,
     loss: Tensor | None = None,
-) -> tuple[float, float]:
-    """Clip the gradients, take one optimizer step and clear them; returns the loss (), if given, and the norm of the
-    gradients before clipping, which are fetched from the device together: a GPU is waited for once.
-
-    Raises:
-        NonFiniteError: the loss or the norm is not finite; the weights are left as they were.
-    """
+) -> Figures:
+    """Clip the gradients, take one optimizer step and clear them; returns the loss (), 0 if there is none, and the norm
+    of the gradients before clipping. Where either is not finite, no step is taken, and the figures will say so."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -40,14 +58,12 @@ def update(
     figures = torch.stack([torch.zeros_like(total) if loss is None else loss.to(total), total])
     if total.is_cuda:
         _step_on_device(optimizer, figures, train.grad_clip)
-    loss, norm = figures.tolist()
-    check_finite("loss {:g}, gradient norm {:g}", loss, norm)
-    if not total.is_cuda:
-        if train.grad_clip and norm > train.grad_clip:
+    elif figures.isfinite().all():
+        if train.grad_clip and total > train.grad_clip:
             nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, total)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    return Figures(figures)
 
 
 def _step_on_device(optimizer: torch.optim.Optimizer, figures: Tensor, grad_clip: float) -> None:

@@ -81,7 +81,7 @@ def profile_training(
             batch = next(batches)
         loss = backward(model, batch, train, placement, _loss_in_range)
         with _range(CLIPPING):
-            update(model, optimizer, train, train.min_lr, loss)
+            update(model, optimizer, train, train.min_lr, loss).wait()
         _wait(placement)
         return time.perf_counter() - started
 

@@ -87,7 +87,7 @@ def test_prepared_data_that_the_recipe_would_not_make_is_refused(study, refused)
 
 def test_a_study_that_was_stopped_goes_on(study, mosaic, refused, monkeypatch):
     (study / "pair.yaml").write_text(STUDY.replace("tune: {train.learning_rate: [1e-3, 5e-3]}", ""))
-    step, stops = Trainer._step, [1, 4]  # in the middle of a run; in the last step of one, which is finished by it
+    step, stops = Trainer._begin, [1, 4]  # in the middle of a run; in the last step of one, which is finished by it
     done = []
 
     def step_and_signal(trainer):
@@ -96,7 +96,7 @@ def test_a_study_that_was_stopped_goes_on(study, mosaic, refused, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return step(trainer)
 
-    monkeypatch.setattr(Trainer, "_step", step_and_signal)
+    monkeypatch.setattr(Trainer, "_begin", step_and_signal)
     for message in ("stopped at step 1, saved", "which is finished"):
         error = refused(130, "compare", "pair.yaml")
         assert message in error["message"] and error["hint"] == "Go on: mosaic compare pair.yaml"

@@ -165,7 +165,7 @@ def test_an_interrupt_outside_of_the_steps(world, refused, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_told_as_json_too(world, refused, monkeypatch, number, code):
-    step = Trainer._step
+    step = Trainer._begin
 
     def step_and_signal(trainer):
         done = step(trainer)
@@ -173,7 +173,7 @@ def test_a_signal_is_told_as_json_too(world, refused, monkeypatch, number, code)
             os.kill(os.getpid(), number)
         return done
 
-    monkeypatch.setattr(Trainer, "_step", step_and_signal)
+    monkeypatch.setattr(Trainer, "_begin", step_and_signal)
     before = signal.getsignal(number)
     error = refused(code, *NEW)
     assert error["message"] == "stopped at step 3, saved" and error["hint"].endswith("train --resume --run new")
@@ -183,10 +183,10 @@ def test_a_signal_is_told_as_json_too(world, refused, monkeypatch, number, code)
 def test_a_signal_in_the_last_step_changes_nothing(world, mosaic, monkeypatch):
     validate = Trainer._validate
 
-    def validate_and_signal(trainer):
-        if trainer.state.step == 8:
+    def validate_and_signal(trainer, step):
+        if step == 8:
             os.kill(os.getpid(), signal.SIGINT)
-        return validate(trainer)
+        return validate(trainer, step)
 
     monkeypatch.setattr(Trainer, "_validate", validate_and_signal)
     result = mosaic(*NEW)

@@ -1,5 +1,6 @@
 """The training loop: gradients of the whole batch, what is reported, saved and kept, and when it refuses."""
 
+import dataclasses
 import math
 import shutil
 
@@ -80,6 +81,39 @@ def test_each_step_is_reported_and_logged(trainer):
     assert [line["tokens"] for line in lines] == [12 * step for step in range(1, 7)]
     assert all(line.keys() >= {"step", "learning_rate", "grad_norm", "step_seconds"} for line in lines)
     assert [line["step"] for line in lines if "val_loss" in line] == [3, 6]
+
+
+def test_to_begin_a_step_before_the_last_is_done_changes_nothing(trainer):
+    """As on a GPU, which computes a step while the host begins the next."""
+    keys = {"dropout": 0.1}
+    ways = []
+    for ahead in (False, True):
+        one = trainer(keys=keys, max_steps=9, eval_interval=4, save_interval=3)
+        shutil.rmtree(one.run.path)
+        one.run.checkpoints.mkdir(parents=True)
+        one._ahead = ahead
+        reports = [
+            dataclasses.replace(report, seconds=0.0, validation=report.validation and report.validation.loss)
+            for report in one.steps()
+        ]
+        files = {
+            path.relative_to(one.run.path): path.read_bytes()
+            for path in sorted(one.run.checkpoints.rglob("*"))
+            if path.is_file()
+        }
+        ways.append((reports, [line | {"step_seconds": 0} for line in one.run.metrics()], files))
+    assert [report.step for report in ways[1][0]] == list(range(1, 10))
+    assert ways[0] == ways[1]
+
+
+def test_a_step_that_fails_while_the_next_has_begun_is_named_and_nothing_after_it_is_kept(trainer):
+    one = trainer(eval_interval=100, save_interval=2)
+    one._ahead = True
+    losses = iter([1.0, 1.0, math.nan, 1.0])
+    one.loss = lambda model, tokens, targets: model(tokens).sum() * 0 + next(losses)
+    with pytest.raises(NonFiniteError, match="step 3: loss nan"):
+        list(one.steps())
+    assert one.state.step == 2 and one.run.pointer("latest").name == "step-00000002"
 
 
 def test_steps_between_log_intervals_are_left_out_unless_something_happened(trainer):

@@ -32,7 +32,7 @@ def test_update_reports_the_norm_before_clipping():
     model = torch.nn.Linear(2, 1, bias=False)
     optimizer = make_optimizer(model, TrainSection())
     model.weight.grad = torch.tensor([[30.0, 40.0]])
-    assert update(model, optimizer, TrainSection(grad_clip=1.0), 0.1)[1] == pytest.approx(50)
+    assert update(model, optimizer, TrainSection(grad_clip=1.0), 0.1).wait()[1] == pytest.approx(50)
     assert model.weight.grad is None
 
 
@@ -41,8 +41,9 @@ def test_nothing_is_updated_when_not_finite(loss, gradient):
     model = torch.nn.Linear(2, 1, bias=False)
     before = model.weight.detach().clone()
     model.weight.grad = torch.full((1, 2), gradient)
+    figures = update(model, make_optimizer(model, TrainSection()), TrainSection(), 0.1, torch.tensor(loss))
     with pytest.raises(NonFiniteError):
-        update(model, make_optimizer(model, TrainSection()), TrainSection(), 0.1, torch.tensor(loss))
+        figures.wait()
     assert torch.equal(model.weight, before)
 
 
@@ -54,7 +55,7 @@ def test_a_step_that_the_device_decides_on_is_the_same_step(grad_clip):
     for gradient in ([30.0, 40.0], [0.3, -0.4]):
         for model in models:
             model.weight.grad = torch.tensor([gradient])
-        _, norm = update(models[0], optimizers[0], train, 0.1)
+        _, norm = update(models[0], optimizers[0], train, 0.1).wait()
         optimizers[1].param_groups[0]["lr"] = 0.1
         _step_on_device(optimizers[1], torch.tensor([0.0, norm]), grad_clip)
         torch.testing.assert_close(models[1].weight, models[0].weight)
