@@ -27,6 +27,7 @@ from benchmarks.systems import build
 from mosaic_cli.core import kernels, ops
 from mosaic_cli.core import leaky as plain
 from mosaic_cli.core.config import ModelConfig
+from mosaic_cli.core.loss import chunk_tokens
 from mosaic_cli.core.model import (
     LanguageModel,
     arrange_for_decoding,
@@ -138,9 +139,9 @@ def _check_model(placement: Placement) -> Iterator[Row]:
     T, prompt, exactly = 300, 200, Placement(placement.device, torch.float32, "to be compared")
     for kind in KINDS:
         torch.manual_seed(0)
-        config = {"num_layers": 2, "num_heads": 4, "d_model": 256, "vocab_size": 512, "context_length": T}
+        config = {"num_layers": 2, "num_heads": 4, "d_model": 256, "vocab_size": 1024, "context_length": T}
         model = build_model(ModelConfig(kind=kind, init="gpt2", **config)).eval()
-        tokens = torch.randint(0, 512, (3, T))
+        tokens = torch.randint(0, 1024, (3, T))
         with torch.inference_mode():
             exact = model.double()(tokens)
             model.float().to(placement.device)
@@ -152,6 +153,25 @@ def _check_model(placement: Placement) -> Iterator[Row]:
         for way, logits, truth in (("whole", whole, exact), ("recorded steps", stepwise, exact[:, prompt:])):
             error = _error(logits.cpu(), truth)
             yield {"what": f"check {kind}, {way}", "errors": [error], "right": error < 1e-4}
+        yield _check_gradient(model, kind, placement)
+
+
+def _check_gradient(model: LanguageModel, kind: str, placement: Placement) -> Row:
+    """The gradient of the compiled loss, with logits in two chunks, beside that of float64 on the CPU."""
+    size = 2 * chunk_tokens(placement.device) // model.config.context_length, model.config.context_length
+    tokens, targets = torch.randint(0, model.config.vocab_size, (2, *size))
+    gradients = []
+    for loss, device, dtype in (
+        (training_loss, torch.device("cpu"), torch.float64),
+        (torch.compile(training_loss), placement.device, torch.float32),
+    ):
+        model.train().to(device, dtype)
+        value = loss(model, tokens.to(device), targets.to(device)) / targets.numel()
+        parts = torch.autograd.grad(value, list(model.parameters()))
+        gradients.append(torch.cat([part.flatten().double().cpu() for part in parts]))
+    exact, compiled = gradients
+    error = ((compiled - exact).norm() / exact.norm()).item()
+    return {"what": f"check {kind}, compiled gradient", "errors": [error], "right": error < 1e-3}
 
 
 def _averages(x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:

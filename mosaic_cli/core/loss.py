@@ -31,7 +31,8 @@ class ChunkedLoss(torch.autograd.Function):
     """Summed cross-entropy in nats of logits `hidden @ head.T`, in float32 or wider, from a chunk's logits at a time.
 
     A chunk's logits become their own gradient in place, and that the gradient of hidden states and head at once. So the
-    backward pass computes no logits again, and the products are as many as without chunks.
+    backward pass computes no logits again, and the products are as many as without chunks. While torch's compiler looks
+    on, which reuses memory by itself, nothing is written in place: PyTorch 2.11.0 would make all gradients zero.
 
     `apply(hidden (N, C), head (V, C), targets (N,)) -> ()`. A target of -100 does not count and costs 0. Products are
     made in autocast's dtype, where it is on; the head's gradient is added up in the head's own.
@@ -41,20 +42,21 @@ class ChunkedLoss(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         dtype = product_dtype(hidden)
         weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device, dtype)
-        by_hidden, by_head = torch.empty_like(hidden), torch.zeros_like(head)
-        total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
+        losses, by_hidden, by_head = [], [], torch.zeros_like(head)
         for start in range(0, N, chunk):
             rows = slice(start, start + chunk)
             h = hidden[rows].to(dtype)
             loss, p = _loss_and_gradient(h @ weight.T, targets[rows])
-            total += loss
-            by_hidden[rows] = p @ weight
-            if dtype == by_head.dtype:
+            losses.append(loss)
+            by_hidden.append((p @ weight).to(hidden.dtype))
+            if torch.compiler.is_compiling():
+                by_head = by_head + p.T @ h
+            elif dtype == by_head.dtype:
                 by_head.addmm_(p.T, h)
             else:  # addmm takes one dtype only
                 by_head += p.T @ h
-        ctx.save_for_backward(by_hidden, by_head)
-        return total
+        ctx.save_for_backward(torch.cat(by_hidden), by_head)
+        return sum(losses)
 
     @staticmethod
     @once_differentiable
@@ -72,10 +74,11 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     targets, counts = targets[:, None].clamp(min=0), targets[:, None] >= 0
     wide = ops.wide(logits)
     own, highest = wide.gather(1, targets), wide.amax(1, keepdim=True)
-    p = wide.sub_(highest).exp_()
+    compiling = torch.compiler.is_compiling()
+    p = (wide - highest).exp() if compiling else wide.sub_(highest).exp_()
     z = p.sum(1, keepdim=True)
     loss = ((z.log() + highest - own) * counts).sum()
-    if torch.compiler.is_compiling():  # which fuses a comparison, but keeps all of p for a scatter
+    if compiling:  # a comparison is fused, but for a scatter all of p would be kept
         places = torch.arange(p.shape[1], device=p.device)
         p = (p / z - (places == targets).to(p.dtype)) * counts  # softmax - one hot
     else:

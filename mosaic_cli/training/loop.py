@@ -12,7 +12,7 @@ from mosaic_cli.data.batches import Batch, Tokens
 from mosaic_cli.data.rows import Rows, batches_of
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
-from mosaic_cli.errors import DataError, NonFiniteError, UsageError
+from mosaic_cli.errors import DataError, MosaicError, NonFiniteError, UsageError
 from mosaic_cli.evaluation.language import LanguageResult, evaluate_language
 from mosaic_cli.generation import Writer
 from mosaic_cli.recipe import TrainSection
@@ -122,6 +122,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: a loss or gradient that is not finite; nothing of that step is saved.
+            MosaicError: a gradient that is zero.
             CheckpointError: a checkpoint could not be saved.
         """
         pending = None
@@ -130,9 +131,9 @@ class Trainer:
             if pending is not None:
                 yield self._finish(pending)
             stopping = should_stop()
-            train, step = self.train, begun.step
-            ends = stopping or self._due(train.eval_interval, step) or self._due(train.save_interval, step)
-            pending = begun if self._ahead and not ends else None
+            # the last step before one that ends in a validation or a save is waited for too: both have their own time
+            alone = stopping or self._ends(begun.step) or self._ends(begun.step + 1)
+            pending = begun if self._ahead and not alone else None
             if pending is None:
                 yield self._finish(begun, stopping)
             if stopping:
@@ -166,6 +167,12 @@ class Trainer:
         except NonFiniteError as error:
             self.state.step = begun.step - 1
             raise NonFiniteError(f"step {begun.step}: {error.message}", where=error.where, hint=error.hint) from error
+        if norm == 0:  # as PyTorch 2.11.0 once compiled a loss of ours, which was right otherwise
+            raise MosaicError(
+                f"step {begun.step}: all gradients are zero, so nothing is learned",
+                where="training",
+                hint="Try without train.compile, or with another release of PyTorch.",
+            )
         done = time.perf_counter()
         seconds, self._done = done - max(begun.started, self._done), done
         validation, is_best = self._validate(begun.step)
@@ -226,6 +233,9 @@ class Trainer:
                 hint="Shorten it.",
             )
         return min(self.train.sample_tokens, room)
+
+    def _ends(self, step: int) -> bool:
+        return self._due(self.train.eval_interval, step) or self._due(self.train.save_interval, step)
 
     def _due(self, interval: int, step: int) -> bool:
         return step % interval == 0 or step == self.train.max_steps

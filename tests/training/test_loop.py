@@ -13,7 +13,7 @@ from mosaic_cli.core.model import build_model, next_token_loss
 from mosaic_cli.data.batches import Batch
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import choose_placement
-from mosaic_cli.errors import NonFiniteError, UsageError
+from mosaic_cli.errors import MosaicError, NonFiniteError, UsageError
 from mosaic_cli.recipe import TrainSection
 from mosaic_cli.runs.directory import Run
 from mosaic_cli.training.loop import Trainer, backward
@@ -109,8 +109,8 @@ def test_to_begin_a_step_before_the_last_is_done_changes_nothing(trainer):
 def test_a_step_that_fails_while_the_next_has_begun_is_named_and_nothing_after_it_is_kept(trainer):
     one = trainer(eval_interval=100, save_interval=2)
     one._ahead = True
-    losses = iter([1.0, 1.0, math.nan, 1.0])
-    one.loss = lambda model, tokens, targets: model(tokens).sum() * 0 + next(losses)
+    factors = iter([1.0, 1.0, math.nan, 1.0])
+    one.loss = lambda model, tokens, targets: model(tokens).square().sum() * next(factors)
     with pytest.raises(NonFiniteError, match="step 3: loss nan"):
         list(one.steps())
     assert one.state.step == 2 and one.run.pointer("latest").name == "step-00000002"
@@ -193,6 +193,14 @@ def test_a_gradient_that_is_not_finite_stops_the_run(trainer):
     one.loss = lambda model, tokens, targets: (model(tokens).sum() * 0).sqrt()
     with pytest.raises(NonFiniteError, match="step 1: loss 0, gradient norm nan"):
         list(one.steps())
+
+
+def test_a_gradient_of_zero_stops_the_run(trainer):
+    one = trainer()
+    one.loss = lambda model, tokens, targets: model(tokens).sum() * 0
+    with pytest.raises(MosaicError, match="step 1: all gradients are zero"):
+        list(one.steps())
+    assert one.run.pointer("latest") is None
 
 
 def test_a_model_that_validates_to_nothing_finite_is_not_saved(trainer, monkeypatch):
