@@ -1,6 +1,15 @@
 """Triton's kernels under its interpreter, against loops: leaves in float64, and what must agree."""
 
+from importlib.util import find_spec
+
 import torch
+
+MISSING = None
+"""Why kernels cannot be interpreted here, if they cannot."""
+if find_spec("triton") is None:
+    MISSING = "Triton is not installed"
+elif torch.__version__ < (2, 13):
+    MISSING = "PyTorch launches interpreted kernels from 2.13 on"
 
 
 def leaf(*shape, scale=1.0):

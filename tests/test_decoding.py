@@ -1,9 +1,8 @@
 """A recorded step says what plain decoding says, from any prompt, past every doubling of its buffers."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
+from interpreted import MISSING
 from tiny_models import tiny_model, tiny_tokens
 
 from mosaic_cli import decoding
@@ -14,7 +13,7 @@ from mosaic_cli.errors import UsageError
 from mosaic_cli.probes.edits import Change, edited
 
 PLACEMENT, GPU = choose_placement("cpu", "float32"), torch.device("cuda")
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 V1 = [
     ("mosaic", {}),
     ("mosaic", {"key_extractor": "linear"}),

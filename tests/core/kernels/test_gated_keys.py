@@ -1,13 +1,11 @@
 """The kernels of v2's gated keys under Triton's interpreter against loops: values, gradients, states carried over."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
-from interpreted import assert_same, double, leaf, poison_memory, single, unit
+from interpreted import MISSING, assert_same, double, leaf, poison_memory, single, unit
 
-if find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
+if MISSING:
+    pytest.skip(MISSING, allow_module_level=True)
 from mosaic_cli.core.kernels import gated
 
 H, D = 2, 5

@@ -1,16 +1,14 @@
 """The kernels of v1's keys under Triton's interpreter against loops: values and every gradient, at any length."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
-from interpreted import assert_same, leaf, poison_memory, single, unit
+from interpreted import MISSING, assert_same, leaf, poison_memory, single, unit
 
 from mosaic_cli.core import leaky as plain
 from mosaic_cli.core import reference
 
-if find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
+if MISSING:
+    pytest.skip(MISSING, allow_module_level=True)
 from mosaic_cli.core.kernels import leaky
 
 H, D = 2, 5

@@ -1,15 +1,13 @@
 """The kernels of values under Triton's interpreter against the definition: values and every gradient."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
-from interpreted import assert_same, leaf, poison_memory, single, unit
+from interpreted import MISSING, assert_same, leaf, poison_memory, single, unit
 
 from mosaic_cli.core import ops
 
-if find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
+if MISSING:
+    pytest.skip(MISSING, allow_module_level=True)
 from mosaic_cli.core.kernels import values
 
 H, D = 2, 5
