@@ -48,6 +48,7 @@ def test_every_command_is_documented_with_an_example():
         assert command.epilog and command.epilog.removeprefix("Example: ") in section
         for option in command.params:
             assert option.help and all(word in section for word in option.opts if word.startswith("-"))
+            assert "repeatable" in option.help or not getattr(option, "multiple", False)
 
 
 def test_every_schema_is_documented_with_keys_that_are_written():

@@ -44,10 +44,10 @@ def evaluate(
     by_position: Annotated[bool, typer.Option("--by-position", help="Loss at each position of the window.")] = False,
     context: Annotated[str | None, typer.Option(help="Window lengths N,N,...; default: the training context.")] = None,
     min_: Annotated[
-        list[str] | None, typer.Option("--min", metavar="NAME=V", help="Exit 3 when a figure is below V.")
+        list[str] | None, typer.Option("--min", metavar="NAME=V", help="Exit 3 when a figure is below V; repeatable.")
     ] = None,
     max_: Annotated[
-        list[str] | None, typer.Option("--max", metavar="NAME=V", help="Exit 3 when a figure is above V.")
+        list[str] | None, typer.Option("--max", metavar="NAME=V", help="Exit 3 when a figure is above V; repeatable.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of a record that holds the text, with --on FILE.")] = "text",
     batch_tokens: Annotated[

@@ -521,8 +521,7 @@ def _command_section(name: str, command) -> list[str]:
 
 
 def _option_row(option, hints: dict) -> tuple[str, str, str]:
-    repeat = " Repeatable." if option.multiple and "repeatable" not in option.help else ""
-    return ", ".join(f"`{word}`" for word in _spelled(option, hints)), _default(option), option.help + repeat
+    return ", ".join(f"`{word}`" for word in _spelled(option, hints)), _default(option), option.help
 
 
 def _spelled(option, hints: dict) -> list[str]:

@@ -17,7 +17,9 @@ Seed = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key, such as train.max_steps=100."),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a recipe key, such as train.max_steps=100; repeatable."
+    ),
 ]
 Ckpt = Annotated[
     str, typer.Option("--ckpt", metavar="RUN", help="Run name, run folder, checkpoint folder, or RUN@best|latest|STEP.")

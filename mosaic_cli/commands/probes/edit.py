@@ -32,16 +32,18 @@ EXAMPLES = {
 def edit(
     ckpt: Ckpt,
     prompt: Annotated[str | None, typer.Argument(help="Text to read; default: standard input.")] = None,
-    delete: Annotated[list[str] | None, typer.Option(metavar=FORMS["delete"], help="Forget memories.")] = None,
+    delete: Annotated[
+        list[str] | None, typer.Option(metavar=FORMS["delete"], help="Forget memories; repeatable.")
+    ] = None,
     scale: Annotated[
-        list[str] | None, typer.Option(metavar=FORMS["scale"], help="Multiply the values of memories.")
+        list[str] | None, typer.Option(metavar=FORMS["scale"], help="Multiply the values of memories; repeatable.")
     ] = None,
     replace: Annotated[
-        list[str] | None, typer.Option(metavar=FORMS["replace"], help="Let memories hold another token.")
+        list[str] | None, typer.Option(metavar=FORMS["replace"], help="Let memories hold another token; repeatable.")
     ] = None,
     add: Annotated[
         list[str] | None,
-        typer.Option(metavar=FORMS["add"], help="One more pair per head, with the key of that position."),
+        typer.Option(metavar=FORMS["add"], help="One more pair per head, with the key of that position; repeatable."),
     ] = None,
     edit_file: Annotated[
         Path | None, typer.Option("--edit", metavar="FILE", help="Begin with the edits of a file.")

@@ -62,10 +62,12 @@ def toy_3moons(
     failed = check and not result["claim_holds"]
     if not json:
         _print(result)
-    elif not failed:  # one object on stdout: the error takes the place of the results
-        display.print_json(SCHEMA, result)
-    if failed:
+    if failed:  # with --json there is one object on stdout: the error takes the place of the results
         raise CheckFailed(_verdict(result), where="--check", hint=f"Every number is in {out}/results.json.")
+    if json:
+        display.print_json(SCHEMA, result)
+    else:
+        display.result(_verdict(result))
 
 
 def _run(setting: "Setting", out: Path) -> dict[str, object]:
@@ -143,7 +145,6 @@ def _print(result: dict) -> None:
     display.print_table(
         f"Three moons, mean over {seeds} seed{'s' * (seeds > 1)}", heads, table, caption="± is half a 95 % interval."
     )
-    display.result(_verdict(result))
 
 
 def _cell(row: dict, key: str) -> str:
