@@ -135,8 +135,9 @@ class TrainSection(Section):
     device: str = "auto"
     """`auto` (cuda, then mps, then cpu), or one by name: `cpu`, `cuda`, `cuda:1`, `mps`."""
     compile: bool = False
-    """Compile the model with torch.compile; the first step then takes 10 to 60 seconds. Steps are 1.4 to 1.6 times as
-    fast on a GPU; on a CPU a mosaic's are slower, which then does without the loops (docs/performance.md)."""
+    """Compile the model with torch.compile, for a GPU; the first step then takes 10 to 60 seconds, that of v2 two or
+    three minutes. On a CPU a mosaic's steps are slower, which then does without the loops (docs/performance.md), v2's
+    changing delay cannot be compiled, and no two runs round alike."""
     eval_interval: Positive = 250
     """Steps between validations."""
     eval_tokens: Positive | None = None

@@ -69,7 +69,7 @@ class Trainer:
         num_val_bytes: bytes of the val split's text, for bits per byte.
 
     Raises:
-        UsageError: a sample prompt that the model cannot continue.
+        UsageError: a sample prompt that the model cannot continue, or a model that cannot be compiled.
     """
 
     def __init__(
@@ -87,9 +87,7 @@ class Trainer:
         self.tokens, self.tokenizer, self.num_val_bytes = tokens, tokenizer, num_val_bytes
         self.optimizer = make_optimizer(model, train)
         self.batches = batches_of(tokens["train"], model.config.context_length, train.batch_size, train.seed)
-        if train.compile:  # a long-term memory's delay changes from step to step: compiled once for all, not for each
-            torch._dynamo.config.allow_unspec_int_on_nn_module = True
-        self.loss = torch.compile(training_loss) if train.compile else training_loss
+        self.loss = self._compiled_loss() if train.compile else training_loss
         self.state = TrainingState()
         self._ahead = (
             placement.device.type == "cuda"
@@ -97,6 +95,17 @@ class Trainer:
         self._done = 0.0  # when the last step was
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
+
+    def _compiled_loss(self) -> Callable[[LanguageModel, Tensor, Tensor], Tensor]:
+        if self.model.config.max_long_delay is not None:
+            if self.placement.device.type == "cpu":  # PyTorch 2.11.0 and 2.13.0 stop at the second delay (docs/log.md)
+                raise UsageError(
+                    "a long-term memory whose delay changes from step to step cannot be compiled for a CPU",
+                    where="train.compile",
+                    hint="Leave it out: on a CPU a mosaic trains faster without.",
+                )
+            torch._dynamo.config.allow_unspec_int_on_nn_module = True  # compiled once for all delays
+        return torch.compile(training_loss)
 
     def resume(self) -> int:
         """Go on from the run's latest checkpoint, or from the beginning when it has none; returns the step."""

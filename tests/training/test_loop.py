@@ -83,6 +83,12 @@ def test_each_step_is_reported_and_logged(trainer):
     assert [line["step"] for line in lines if "val_loss" in line] == [3, 6]
 
 
+def test_a_changing_delay_is_not_compiled_for_a_cpu(trainer):
+    with pytest.raises(UsageError, match="cannot be compiled for a CPU") as caught:
+        trainer(keys=V2, compile=True)
+    assert caught.value.where == "train.compile"
+
+
 def test_to_begin_a_step_before_the_last_is_done_changes_nothing(trainer):
     """As on a GPU, which computes a step while the host begins the next."""
     keys = {"dropout": 0.1}
