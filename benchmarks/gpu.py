@@ -26,12 +26,10 @@ from benchmarks.report import write_gpu_tables
 from benchmarks.systems import build
 from mosaic_cli.core import kernels, ops
 from mosaic_cli.core import leaky as plain
-from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.loss import chunk_tokens
 from mosaic_cli.core.model import (
     LanguageModel,
     arrange_for_decoding,
-    build_model,
     count_parameters,
     flops_per_token,
     training_loss,
@@ -47,6 +45,7 @@ KINDS = ("transformer", "mosaic")
 TRAINED = (*KINDS, "mosaic v2")
 FULL = {"num_layers": 12, "num_heads": 12, "d_model": 768, "num_slots": 2688, "vocab_size": 50304}
 TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "num_slots": 56, "vocab_size": 64}
+CHECKED = {"num_layers": 2, "num_heads": 4, "d_model": 256, "num_slots": 896, "vocab_size": 1024}
 BATCHES = {512: 64, 2048: 16}  # tokens of a window, and windows of a step
 DECODED_BATCH = 64
 ROUNDS = 7
@@ -131,47 +130,49 @@ def check_kernels(placement: Placement, batches: dict[int, int]) -> Iterator[Row
         error = _error(read, exact)
         yield {"what": "check read of slots", "errors": [error], "right": error < tolerance, "texts": texts}
 
-    yield from _check_model(placement)
+    for kind in KINDS:
+        yield from _check_model(kind, placement)
+    for name in TRAINED:
+        yield from _check_gradients(name, placement)
 
 
-def _check_model(placement: Placement) -> Iterator[Row]:
+def _check_model(kind: str, placement: Placement) -> Iterator[Row]:
     """A small model's logits, whole and by recorded steps behind a prompt, beside those of float64 on the CPU."""
     T, prompt, exactly = 300, 200, Placement(placement.device, torch.float32, "to be compared")
-    for kind in KINDS:
-        torch.manual_seed(0)
-        config = {"num_layers": 2, "num_heads": 4, "d_model": 256, "vocab_size": 1024, "context_length": T}
-        model = build_model(ModelConfig(kind=kind, init="gpt2", **config)).eval()
-        tokens = torch.randint(0, 1024, (3, T))
-        with torch.inference_mode():
-            exact = model.double()(tokens)
-            model.float().to(placement.device)
-            on_device = tokens.to(placement.device)
-            cache, whole = model.make_cache(), model(on_device)
+    model = build(kind, CHECKED | {"context_length": T}, torch.device("cpu")).model.eval()
+    tokens = torch.randint(0, CHECKED["vocab_size"], (3, T))
+    with torch.inference_mode():
+        exact = model.double()(tokens)
+        model.float().to(placement.device)
+        on_device = tokens.to(placement.device)
+        found = {"whole": (model(on_device), exact)}
+        for way, compiled in (("recorded", False), ("recorded, compiled", True)):
+            cache = model.make_cache()
             model(on_device[:, :prompt], cache)
-            step = RecordedStep(model, cache, exactly)
-            stepwise = torch.stack([step(token).clone() for token in on_device[:, prompt:].T], dim=1)
-        for way, logits, truth in (("whole", whole, exact), ("recorded steps", stepwise, exact[:, prompt:])):
-            error = _error(logits.cpu(), truth)
-            yield {"what": f"check {kind}, {way}", "errors": [error], "right": error < 1e-4}
-        yield _check_gradient(model, kind, placement)
+            step = RecordedStep(model, cache, exactly, compiled=compiled)
+            logits = [step(token).clone() for token in on_device[:, prompt:].T]
+            found[way] = torch.stack(logits, dim=1), exact[:, prompt:]
+    for way, (logits, truth) in found.items():
+        error = _error(logits.cpu(), truth)
+        yield {"what": f"check {kind}, {way}", "errors": [error], "right": error < 1e-4}
 
 
-def _check_gradient(model: LanguageModel, kind: str, placement: Placement) -> Row:
-    """The gradient of the compiled loss, with logits in two chunks, beside that of float64 on the CPU."""
-    size = 2 * chunk_tokens(placement.device) // model.config.context_length, model.config.context_length
-    tokens, targets = torch.randint(0, model.config.vocab_size, (2, *size))
-    gradients = []
-    for loss, device, dtype in (
-        (training_loss, torch.device("cpu"), torch.float64),
-        (torch.compile(training_loss), placement.device, torch.float32),
-    ):
-        model.train().to(device, dtype)
+def _check_gradients(name: str, placement: Placement) -> Iterator[Row]:
+    """A small model's gradient, eager and compiled, beside that of float64 on the CPU. Logits are in two chunks."""
+    T = 300
+    model = build(name, CHECKED | {"context_length": T}, torch.device("cpu")).model.train()
+    tokens, targets = torch.randint(0, CHECKED["vocab_size"], (2, 2 * chunk_tokens(placement.device) // T, T))
+
+    def gradient(loss: Callable, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        model.to(device, dtype)
         value = loss(model, tokens.to(device), targets.to(device)) / targets.numel()
         parts = torch.autograd.grad(value, list(model.parameters()))
-        gradients.append(torch.cat([part.flatten().double().cpu() for part in parts]))
-    exact, compiled = gradients
-    error = ((compiled - exact).norm() / exact.norm()).item()
-    return {"what": f"check {kind}, compiled gradient", "errors": [error], "right": error < 1e-3}
+        return torch.cat([part.flatten().double().cpu() for part in parts])
+
+    exact = gradient(training_loss, torch.device("cpu"), torch.float64)
+    for way, loss in (("eager", training_loss), ("compiled", torch.compile(training_loss))):
+        error = ((gradient(loss, placement.device, torch.float32) - exact).norm() / exact.norm()).item()
+        yield {"what": f"check {name}, {way} gradient", "errors": [error], "right": error < 1e-3}
 
 
 def _averages(x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
