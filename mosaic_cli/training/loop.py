@@ -89,9 +89,7 @@ class Trainer:
         self.batches = batches_of(tokens["train"], model.config.context_length, train.batch_size, train.seed)
         self.loss = self._compiled_loss() if train.compile else training_loss
         self.state = TrainingState()
-        self._ahead = (
-            placement.device.type == "cuda"
-        )  # begin a step while the one before is computed: a GPU never waits
+        self._ahead = placement.device.type == "cuda"  # begin a step before the last one is done: a GPU never waits
         self._done = 0.0  # when the last step was
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
