@@ -150,6 +150,12 @@ def _language_results(
                 where="--context",
                 hint="Leave it out.",
             )
+        if contexts and max(contexts) >= len(tokens):
+            raise UsageError(
+                f"a window of {max(contexts):,} tokens is longer than {one.spec}'s text, which has {len(tokens):,}",
+                where="--context",
+                hint=f"At most {len(tokens) - 1}, for a window's last token is only predicted.",
+            )
         options = {"num_bytes": num_bytes, "batch_tokens": batch_tokens, "keep_windows": keep_windows}
         for length in contexts or [one.model.config.context_length]:
             results.append((one, _measure(one, tokens, length, placement, options)))

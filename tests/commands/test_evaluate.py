@@ -80,6 +80,11 @@ def test_contexts_other_than_the_training_one(world, mosaic):
     assert [row["context"] for row in rows] == [4, 8, 32] and len({row["tokens"] for row in rows}) == 1
 
 
+def test_a_context_longer_than_the_text(world, refused):
+    error = refused(2, "eval", "--ckpt", "tiny", "--context", "8,99999999999")
+    assert "99,999,999,999 tokens is longer than tiny's text" in error["message"] and "At most" in error["hint"]
+
+
 @pytest.mark.parametrize(
     ("bounds", "code", "message"),
     [
