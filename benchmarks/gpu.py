@@ -45,7 +45,7 @@ KINDS = ("transformer", "mosaic")
 TRAINED = (*KINDS, "mosaic v2")
 FULL = {"num_layers": 12, "num_heads": 12, "d_model": 768, "num_slots": 2688, "vocab_size": 50304}
 TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "num_slots": 56, "vocab_size": 64}
-CHECKED = {"num_layers": 2, "num_heads": 4, "d_model": 256, "num_slots": 896, "vocab_size": 1024}
+CHECKED = {"num_layers": 2, "num_heads": 4, "d_model": 256, "num_slots": 896, "vocab_size": 1024, "context_length": 300}
 BATCHES = {512: 64, 2048: 16}  # tokens of a window, and windows of a step
 DECODED_BATCH = 64
 ROUNDS = 7
@@ -138,9 +138,9 @@ def check_kernels(placement: Placement, batches: dict[int, int]) -> Iterator[Row
 
 def _check_model(kind: str, placement: Placement) -> Iterator[Row]:
     """A small model's logits, whole and by recorded steps behind a prompt, beside those of float64 on the CPU."""
-    T, prompt, exactly = 300, 200, Placement(placement.device, torch.float32, "to be compared")
-    model = build(kind, CHECKED | {"context_length": T}, torch.device("cpu")).model.eval()
-    tokens = torch.randint(0, CHECKED["vocab_size"], (3, T))
+    prompt, exactly = 200, Placement(placement.device, torch.float32, "to be compared")
+    model = build(kind, CHECKED, torch.device("cpu")).model.eval()
+    tokens = torch.randint(0, CHECKED["vocab_size"], (3, CHECKED["context_length"]))
     with torch.inference_mode():
         exact = model.double()(tokens)
         model.float().to(placement.device)
@@ -159,8 +159,7 @@ def _check_model(kind: str, placement: Placement) -> Iterator[Row]:
 
 def _check_gradients(name: str, placement: Placement) -> Iterator[Row]:
     """A small model's gradient, eager and compiled, beside that of float64 on the CPU. Logits are in two chunks."""
-    T = 300
-    model = build(name, CHECKED | {"context_length": T}, torch.device("cpu")).model.train()
+    model, T = build(name, CHECKED, torch.device("cpu")).model.train(), CHECKED["context_length"]
     tokens, targets = torch.randint(0, CHECKED["vocab_size"], (2, 2 * chunk_tokens(placement.device) // T, T))
 
     def gradient(loss: Callable, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -62,7 +62,7 @@ def training(system: System, T: int, batch: int, vocab_size: int, placement: Pla
         with placement.autocast():
             loss = system.loss(windows[:, :-1], windows[:, 1:])
         loss.backward()
-        update(system.model, optimizer, train, 1e-5, loss.detach())
+        update(system.model, optimizer, train, 1e-5, loss.detach()).wait()
 
     return lambda: step
 

@@ -67,14 +67,14 @@ class ChunkedLoss(torch.autograd.Function):
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy () of a chunk's logits (N, V), and its gradient by them in their dtype and maybe place."""
-    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not compiling:
         from mosaic_cli.core.kernels import cross_entropy
 
         return cross_entropy.cross_entropy_(logits, targets), logits
     targets, counts = targets[:, None].clamp(min=0), targets[:, None] >= 0
     wide = ops.wide(logits)
     own, highest = wide.gather(1, targets), wide.amax(1, keepdim=True)
-    compiling = torch.compiler.is_compiling()
     p = (wide - highest).exp() if compiling else wide.sub_(highest).exp_()
     z = p.sum(1, keepdim=True)
     loss = ((z.log() + highest - own) * counts).sum()

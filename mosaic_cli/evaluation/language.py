@@ -159,7 +159,7 @@ def _windows(tokens: Tokens, T: int, end: int, batch_tokens: int) -> Iterator[Ba
 
 @torch.inference_mode()
 def _losses(model: LanguageModel, batch: Batch, placement: Placement) -> np.ndarray:
-    inputs, targets = (torch.from_numpy(array).to(placement.device) for array in batch)
+    inputs, targets = (placement.move(array) for array in batch)
     with placement.autocast():
         losses = token_losses(model, inputs, targets)
     return losses.double().cpu().numpy()

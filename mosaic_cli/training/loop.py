@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mosaic_cli.core.config import ModelConfig
 from mosaic_cli.core.model import LanguageModel, training_loss
 from mosaic_cli.data.batches import Batch, Tokens
 from mosaic_cli.data.rows import Rows, batches_of
 from mosaic_cli.data.tokenizer import Tokenizer
 from mosaic_cli.device import Placement
-from mosaic_cli.errors import DataError, MosaicError, NonFiniteError, UsageError
+from mosaic_cli.errors import DataError, MosaicError, UsageError
 from mosaic_cli.evaluation.language import LanguageResult, evaluate_language
 from mosaic_cli.generation import Writer
 from mosaic_cli.recipe import TrainSection
@@ -87,23 +88,16 @@ class Trainer:
         self.tokens, self.tokenizer, self.num_val_bytes = tokens, tokenizer, num_val_bytes
         self.optimizer = make_optimizer(model, train)
         self.batches = batches_of(tokens["train"], model.config.context_length, train.batch_size, train.seed)
-        self.loss = self._compiled_loss() if train.compile else training_loss
+        if train.compile:
+            check_compilable(model.config, placement)
+            # a long-term memory's delay changes from step to step: compiled once for all, not for each
+            torch._dynamo.config.allow_unspec_int_on_nn_module = True
+        self.loss = torch.compile(training_loss) if train.compile else training_loss
         self.state = TrainingState()
         self._ahead = placement.device.type == "cuda"  # begin a step before the last one is done: a GPU never waits
         self._done = 0.0  # when the last step was
         self.sample_tokens = self._sample_room() if train.sample_prompt is not None else 0
         torch.manual_seed(train.seed + 1)  # dropout; the weights were drawn from the seed itself
-
-    def _compiled_loss(self) -> Callable[[LanguageModel, Tensor, Tensor], Tensor]:
-        if self.model.config.max_long_delay is not None:
-            if self.placement.device.type == "cpu":  # PyTorch 2.11.0 and 2.13.0 stop at the second delay (docs/log.md)
-                raise UsageError(
-                    "a long-term memory whose delay changes from step to step cannot be compiled for a CPU",
-                    where="train.compile",
-                    hint="Leave it out: on a CPU a mosaic trains faster without.",
-                )
-            torch._dynamo.config.allow_unspec_int_on_nn_module = True  # compiled once for all delays
-        return torch.compile(training_loss)
 
     def resume(self) -> int:
         """Go on from the run's latest checkpoint, or from the beginning when it has none; returns the step."""
@@ -171,15 +165,9 @@ class Trainer:
         """Wait for a step, validate, log and save where it is time to. Then no other step has begun."""
         try:
             loss, norm = begun.figures.wait()
-        except NonFiniteError as error:
-            self.state.step = begun.step - 1
-            raise NonFiniteError(f"step {begun.step}: {error.message}", where=error.where, hint=error.hint) from error
-        if norm == 0:  # as PyTorch 2.11.0 once compiled a loss of ours, which was right otherwise
-            raise MosaicError(
-                f"step {begun.step}: all gradients are zero, so nothing is learned",
-                where="training",
-                hint="Try without train.compile, or with another release of PyTorch.",
-            )
+        except MosaicError as error:
+            self.state.step = begun.step - 1  # the next may have begun
+            raise type(error)(f"step {begun.step}: {error.message}", where=error.where, hint=error.hint) from error
         done = time.perf_counter()
         seconds, self._done = done - max(begun.started, self._done), done
         validation, is_best = self._validate(begun.step)
@@ -263,6 +251,19 @@ class Trainer:
         if report.sample is not None:
             line["sample"] = report.sample
         self.run.log(**line)
+
+
+def check_compilable(config: ModelConfig, placement: Placement) -> None:
+    """Raises UsageError for what torch's compiler is known to fail at, before anything is done.
+
+    That is a delay drawn anew at each step, on a CPU: PyTorch 2.11.0 and 2.13.0 stop at the second one (docs/log.md).
+    """
+    if config.max_long_delay is not None and placement.device.type == "cpu":
+        raise UsageError(
+            "a long-term memory whose delay changes from step to step cannot be compiled for a CPU",
+            where="train.compile",
+            hint="Leave it out: on a CPU a mosaic trains faster without.",
+        )
 
 
 def backward(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mosaic_cli.errors import NonFiniteError
+from mosaic_cli.errors import MosaicError, NonFiniteError
 from mosaic_cli.recipe import TrainSection
 
 
@@ -34,11 +34,18 @@ class Figures:
 
         Raises:
             NonFiniteError: one of them is not finite; the weights are as they were before that step.
+            MosaicError: the norm is zero.
         """
         if self._there is not None:
             self._there.synchronize()
         loss, norm = self._figures.tolist()
         check_finite("loss {:g}, gradient norm {:g}", loss, norm)
+        if norm == 0:  # as PyTorch 2.11.0 once compiled a loss of ours, which was right otherwise
+            raise MosaicError(
+                "all gradients are zero, so nothing is learned",
+                where="training",
+                hint="Try without train.compile, or with another release of PyTorch.",
+            )
         return loss, norm
 
 
