@@ -68,7 +68,8 @@ def training(system: System, T: int, batch: int, vocab_size: int, placement: Pla
 
 
 def prefill(system: System, T: int, batch: int, vocab_size: int, placement: Placement) -> Prepare:
-    """A prompt read into an empty cache, up to the logits after it."""
+    """A prompt read into an empty cache, up to the logits after it. Models are arranged as for `decoding`."""
+    arrange_for_decoding(system.model, tokens=MANY)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, vocab_size, (batch, T))).to(placement.device)
 
     @torch.inference_mode()
@@ -116,7 +117,7 @@ def peak_memory(workload: str, name: str, shape: dict[str, int], T: int, batch: 
 
 
 def _peak_memory_here(workload: str, name: str, shape: dict[str, int], T: int, batch: int, dtype: str) -> int:
-    placement = choose_placement(dtype=dtype, decoding=workload == "decode")
+    placement = choose_placement(dtype=dtype, decoding=workload != "train")
     on_gpu = placement.device.type == "cuda"
     keep_freed_memory()
     tiniest = shape | TINIEST  # loads the code that the workload runs

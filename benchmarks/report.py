@@ -36,7 +36,7 @@ def _tables(results: dict) -> Iterable[str]:
         for name, rate in machine["limits"].items()
     )
     yield (
-        f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, decoding in "
+        f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}, prompts and decoding in "
         f"{machine['decoding_dtype']}, torch {machine['torch']}. Limits in the last run: {limits}."
     )
     for name in results["missing"]:

@@ -53,7 +53,8 @@ class Bench:
     def __init__(self, names: list[str], sizes: list[str], rounds: int, max_seconds: float, dtype: str):
         self.names, self.sizes, self.rounds, self.max_seconds = names, sizes, rounds, max_seconds
         self.dtype, self.placement = dtype, choose_placement(dtype=dtype)
-        self.decoding = choose_placement(dtype=dtype, decoding=True)
+        decoding = choose_placement(dtype=dtype, decoding=True)  # of prompts too
+        self.placements = {"train": self.placement, "prefill": decoding, "decode": decoding}
         self.limits = machine_limits(self.placement)
 
     def train(self) -> Iterator[Row]:
@@ -108,9 +109,8 @@ class Bench:
     def _time(self, part: str, workload: str, size: str, shape: dict[str, int], batch: int) -> Iterator[Row]:
         systems = {name: build(name, shape, self.placement.device) for name in self.names}
         T = _tokens_read(workload, shape)
-        placement = self.decoding if workload == "decode" else self.placement
         prepared = {
-            name: WORKLOADS[workload](system, T, batch, shape["vocab_size"], placement)
+            name: WORKLOADS[workload](system, T, batch, shape["vocab_size"], self.placements[workload])
             for name, system in systems.items()
         }
         seconds = interleaved(prepared, self.rounds)
@@ -141,7 +141,7 @@ class Bench:
         """What the machine's limits allow at best."""
         if workload == "decode":
             return DECODED * counts.decoded_token_bytes(config, T, batch) / self.limits["copy_bytes"]
-        rate = self.limits[f"{str(self.placement.dtype).removeprefix('torch.')}_flops"]
+        rate = self.limits[f"{str(self.placements[workload].dtype).removeprefix('torch.')}_flops"]
         return counts.flops(workload, config, batch) / rate
 
     def _said(self, row: Row) -> Row:
@@ -216,7 +216,7 @@ def _machine(bench: Bench) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(placement.dtype).removeprefix("torch."),
-        "decoding_dtype": str(bench.decoding.dtype).removeprefix("torch."),
+        "decoding_dtype": str(bench.placements["decode"].dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "limits": bench.limits,

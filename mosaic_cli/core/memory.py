@@ -15,7 +15,9 @@ ADAPTIVE = ("bandwidth_floor", "bandwidth_growth", "bandwidth_power")  # theta o
 
 
 class _Kernel(nn.Module):
-    """The inverse bandwidths of a memory's heads, and the dropout of its weights."""
+    """The inverse bandwidths of a memory's heads, and the dropout of its weights. For `loops` see `ops.attend`."""
+
+    loops = False
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -56,8 +58,8 @@ class PairRead(_Kernel):
         beta = self.beta(queries.shape[2], keys.shape[2], *(scalars or self.scalars()))
         dropout = self.dropout if self.training else 0.0
         if self.window is not None:
-            return window_read(queries, keys, values, beta, self.window, dropout)
-        return ops.strict_past_read(queries, keys, values, beta, dropout, attend_one)
+            return window_read(queries, keys, values, beta, self.window, dropout, self.loops)
+        return ops.strict_past_read(queries, keys, values, beta, dropout, attend_one, self.loops)
 
     def beta(self, num_queries: int, num_pairs: int, *scalars: Tensor) -> Tensor:
         """Inverse bandwidths for the newest queries: (H,), or (H, T) where they grow with the pairs that each reads."""
@@ -74,9 +76,7 @@ class PairRead(_Kernel):
 
 
 class SlotRead(_Kernel):
-    """Retrieval from learned pairs. For `loops` see `ops.slot_read`."""
-
-    loops = False
+    """Retrieval from learned pairs."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)

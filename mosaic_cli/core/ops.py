@@ -190,6 +190,7 @@ def strict_past_read(
     beta: Tensor,
     dropout: float = 0.0,
     attend_one: AttendOne | None = None,
+    loops: bool = False,
 ) -> Tensor:
     """Kernel regression over the strict past (v1, contextual memory), for the newest T of S + 1 positions.
 
@@ -202,7 +203,7 @@ def strict_past_read(
         keys, values: (B, H, S, D) with S >= T.
         beta: (H,) inverse bandwidth, or (H, T) where it depends on the position.
         dropout: probability of dropping a retrieval weight.
-        attend_one: see `attend`.
+        attend_one, loops: see `attend`.
 
     Returns:
         (B, H, T, D) in the dtype of `values`.
@@ -212,7 +213,7 @@ def strict_past_read(
     if T == 1:
         return attend(queries, keys, values, dropout, scale=scale, attend_one=attend_one)
     if T == S:
-        return attend(queries, keys, values, dropout, is_causal=True, scale=scale)
+        return attend(queries, keys, values, dropout, is_causal=True, scale=scale, loops=loops)
     visible = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
     return attend(queries, keys, values, dropout, attn_mask=visible, scale=scale)
 
@@ -236,7 +237,7 @@ def slot_read(
         keys, values: (H, M, D).
         beta, alpha: (H,) inverse bandwidth and scale of the answer.
         dropout: probability of dropping a retrieval weight.
-        loops: whether compiled loops may serve a single token, see `linear.linear`.
+        loops: see `attend`.
 
     Returns:
         (B, H, T, D) in the dtype of products.
@@ -265,7 +266,7 @@ def slot_read(
     queries = queries.to(dtype)
     if B > 1:
         queries = queries.transpose(1, 2).reshape(1, B * T, H, D).transpose(1, 2)
-    reads = attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout)  # (1, H, B * T, D)
+    reads = attend(queries, keys[None].to(dtype), values[None].to(dtype), dropout, loops=loops)  # (1, H, B * T, D)
     if B > 1:
         reads = reads.transpose(1, 2).reshape(B, T, H, D).transpose(1, 2)
     return reads if scale_slots else (reads * alpha).to(dtype)
@@ -280,6 +281,7 @@ def attend(
     is_causal: bool = False,
     scale: Tensor | float = 1.0,
     attend_one: AttendOne | None = None,
+    loops: bool = False,
 ) -> Tensor:
     """Softmax attention (B, H, T, D) by torch's fused kernels, whose arguments these are. The scale of the scores may
     also be (H, 1) or (H, T); the dtype of queries and keys may then be another than that of the values.
@@ -289,12 +291,13 @@ def attend(
     reads by plain products, for a library that plans its attention anew for each number of pairs takes ten times as
     long over it (docs/log.md).
 
-    A cache that knows a faster way for single queries hands it over as `attend_one`.
+    A cache that knows a faster way for single queries hands it over as `attend_one`. `loops` says that compiled loops
+    may serve several queries however little there is to do, as they are loaded anyway; see `linear.linear`.
     """
     if attend_one is not None and queries.shape[2] == 1 and not dropout and not queries.requires_grad:
         return attend_one(queries, scale, keys.shape[2])
-    past = keys.shape[2] if is_causal else None
-    if not dropout and attn_mask is None and kernels.attention_serves(queries, past):
+    past, loops = keys.shape[2] if is_causal else None, loops and queries.shape[2] > 1
+    if not dropout and attn_mask is None and kernels.attention_serves(queries, past, loops=loops):
         from mosaic_cli.core.kernels import attention
 
         if is_causal:

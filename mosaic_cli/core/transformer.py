@@ -14,7 +14,10 @@ from mosaic_cli.errors import UsageError
 
 
 class CausalRead(nn.Module):
-    """Attention to the past and the present. A module of its own so that its inputs and output can be looked at."""
+    """Attention to the past and the present. A module of its own so that its inputs and output can be looked at. For
+    `loops` see `ops.attend`."""
+
+    loops = False
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -31,8 +34,8 @@ class CausalRead(nn.Module):
             mask = {"is_causal": True}
         elif T > 1:
             mask = {"attn_mask": torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)}
-        dropout = self.dropout if self.training else 0.0
-        return attend(queries, keys, values, dropout, scale=queries.shape[-1] ** -0.5, attend_one=attend_one, **mask)
+        dropout, scale = self.dropout if self.training else 0.0, queries.shape[-1] ** -0.5
+        return attend(queries, keys, values, dropout, scale=scale, attend_one=attend_one, loops=self.loops, **mask)
 
 
 class CausalAttention(nn.Module):

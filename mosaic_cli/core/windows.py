@@ -7,7 +7,13 @@ from mosaic_cli.core import kernels, ops
 
 
 def window_read(
-    queries: Tensor, keys: Tensor, values: Tensor, beta: Tensor, window: int, dropout: float = 0.0
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    beta: Tensor,
+    window: int,
+    dropout: float = 0.0,
+    loops: bool = False,
 ) -> Tensor:
     """Kernel regression over the newest `window` pairs of each position, for the newest T of S + 1 positions.
 
@@ -19,14 +25,15 @@ def window_read(
         keys, values: (B, H, S, D) with S >= T.
         beta: (H,) inverse bandwidth, or (H, T) where it depends on the position.
         dropout: probability of dropping a retrieval weight.
+        loops: see `ops.attend`.
 
     Returns:
         (B, H, T, D) in the dtype of `values`.
     """
     T, S = queries.shape[2], keys.shape[2]
     if window >= S:  # nothing is too old yet
-        return ops.strict_past_read(queries, keys, values, beta, dropout)
-    if not dropout and kernels.attention_serves(queries, window, windowed=True):
+        return ops.strict_past_read(queries, keys, values, beta, dropout, loops=loops)
+    if not dropout and kernels.attention_serves(queries, window, windowed=True, loops=loops):
         from mosaic_cli.core.kernels import attention
 
         return attention.attend_window(queries, keys, values, beta.view(len(beta), -1), window)

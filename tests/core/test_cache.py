@@ -79,6 +79,29 @@ def test_many_pairs_are_read_by_loops_where_they_are_allowed(kind, monkeypatch):
 V2 = {"preset": "v2", "short_window": 4, "long_delay": 2, "max_long_delay": 4}
 
 
+@pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
+def test_a_prompt_is_read_by_loops_where_they_are_loaded(kind, changes, monkeypatch):
+    from mosaic_cli.core.kernels import attention
+
+    if not kernels._has_tile(torch.float32):
+        pytest.skip("attention has no loops on this processor")
+    model, prompt = tiny_model(kind, d_model=8, num_heads=2, context_length=600, **changes), tiny_tokens(300)
+    queries = []
+    real = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda *args, **kw: queries.append(args[0].shape[2]) or real(*args, **kw))
+    with torch.no_grad():
+        expected = model.double()(torch.tensor([prompt]))
+        model.float()(torch.tensor([prompt]), model.make_cache())
+        assert not queries
+        arrange_for_decoding(model, tokens=10**9)
+        read = model(torch.tensor([prompt]), model.make_cache())
+    assert set(queries) <= {300, 299, 298} and len(queries) >= model.config.num_layers
+    torch.testing.assert_close(read.double(), expected, rtol=0, atol=5e-5)
+    queries.clear()
+    _go_on(model, _after(model, prompt[:250]), prompt[250:])
+    assert 1 not in queries
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
 def test_weights_of_half_precision_decode_a_token_at_a_time(kind, changes, dtype):

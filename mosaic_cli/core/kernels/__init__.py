@@ -30,15 +30,16 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def loops_serve(x: torch.Tensor) -> bool:
+def loops_serve(x: torch.Tensor, loops: bool = False) -> bool:
     """Whether compiled loops compute functions of x: on a CPU, not while compiling, where gradients are recorded; and
     without them where x is large, as in validation: the larger, the better the plain functions are.
 
-    Elsewhere, as in decoding, the plain functions are quick enough, and Numba takes a second to load.
+    Elsewhere the plain functions are quick enough, for Numba takes a second to load; unless it is to be loaded for
+    other `loops` anyway.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return torch.is_grad_enabled() or x.numel() >= MANY.get(product_dtype(x), math.inf)
+    return loops or torch.is_grad_enabled() or x.numel() >= MANY.get(product_dtype(x), math.inf)
 
 
 def quantised_serve(buffer: torch.Tensor) -> bool:
@@ -68,9 +69,9 @@ def _one_or_a_few(rows: int) -> bool:
 
 
 def load_for_decoding(texts: int) -> None:
-    """Load the loops that decode so many long texts side by side, or compile them, so that it is not counted as the
-    first token's time."""
-    from mosaic_cli.core.kernels import few_rows, quantised, slots
+    """Load the loops that decode so many long texts side by side and read their prompt, or compile them, so that it is
+    not counted as the first token's time."""
+    from mosaic_cli.core.kernels import attention, few_rows, quantised, slots
 
     pairs, one = torch.zeros(1, 1, 8, 32), torch.ones(1)
     quantised.QuantisedPairs(pairs, pairs).attend(pairs[:, :, :1], 1.0, 1)
@@ -79,9 +80,11 @@ def load_for_decoding(texts: int) -> None:
             queries = torch.zeros(rows, 1, 1, 32)
             slots.read_slots(queries, pairs[0], pairs[0], one, one)
             few_rows.linear(queries, pairs[0, 0])
+    if _has_tile(torch.float32):
+        attention.attend(pairs, pairs, pairs, 1.0)
 
 
-def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False) -> bool:
+def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False, loops: bool = False) -> bool:
     """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
     below which torch's own is quick and beyond which it wastes little, unless its products leave half of the registers
     empty (`tile.wider_than_torch`): there loops serve however much is read, slots too. On processors quick at such
@@ -90,8 +93,9 @@ def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = 
     Args:
         past: how many pairs a query reads at most, the newest; None where all queries read all pairs.
         windowed: whether there are older ones; torch reads windows by masks.
+        loops: whether they may serve a few queries, see `loops_serve`.
     """
-    if not loops_serve(x):
+    if not loops_serve(x, loops):
         return False
     return _attends(product_dtype(x), past, windowed) and _has_tile(product_dtype(x))
 
