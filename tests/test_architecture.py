@@ -122,7 +122,7 @@ def test_the_shape_of_a_model_is_known_without_torch():
         ("matplotlib", {"commands/figures.py", "commands/study_figures.py", "commands/probes/moon_figures.py"}),
         ("triton", {f"core/kernels/{name}.py" for name in ("decoding", "gated", "leaky", "rows", "values")}),
         ("numba", {f"core/kernels/{name}.py" for name in ("compiled", "halves", "prefetch", "tile", "weighted")}),
-        ("llvmlite", {f"core/kernels/{name}.py" for name in ("prefetch", "tile", "weighted")}),
+        ("llvmlite", {f"core/kernels/{name}.py" for name in ("prefetch", "processor", "tile", "weighted")}),
         *((name, set()) for name in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
     ],
 )

@@ -41,7 +41,8 @@ def linear(x: Tensor, weight: Tensor, loops: bool = False) -> Tensor:
 
     On a CPU a product with one row, as in decoding, is bound by the reading of W, and torch does it on one thread. So
     that all read, it is made as a batch of as many products as there are threads, each with its share of the outputs.
-    With a few rows W x^T is faster than x W^T. Compiled loops are faster still: see docs/log.md.
+    With a few rows W x^T is faster than x W^T. Compiled loops are faster still, and with many rows oneDNN where torch
+    has a library that does not know the processor: see docs/log.md.
 
     Args:
         loops: whether the compiled loops may serve: to load them takes longer than a short text.
@@ -49,6 +50,8 @@ def linear(x: Tensor, weight: Tensor, loops: bool = False) -> Tensor:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight)
     rows = x.numel() // x.shape[-1]
+    if rows > FEW_ROWS and kernels.onednn_serves(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     if not 0 < rows <= FEW_ROWS or x.device.type != "cpu":
         return F.linear(x, weight)
     if loops and kernels.few_rows_serve(rows, kernels.product_dtype(x), weight):

@@ -5,6 +5,7 @@ backward pass belong where the forward operation stands that recorded them: auto
 """
 
 import itertools
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -87,6 +88,8 @@ def profile_training(
 
     for _ in range(WARM_UP):
         step()
+    if placement.device.type == "cpu":  # PyTorch's profiler tells each beginning and end on stderr, above all levels
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if placement.device.type == "cuda" else [])]
     schedule = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)
     plain, profiled, times = [], [], _Times()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mosaic_cli.core import kernels
 from mosaic_cli.core import linear as module
 from mosaic_cli.core.linear import Linear, linear
 
@@ -38,3 +39,23 @@ def test_gradients_are_recorded():
     layer = Linear(8, 6)
     layer(torch.randn(1, 8)).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("shape", [(65, 24), (3, 40, 24), (1, 200, 24)])
+def test_many_rows_are_multiplied_by_onednn_where_torch_s_own_library_is_slow(shape, monkeypatch):
+    monkeypatch.setattr(kernels, "_is_wider_than_torch", lambda: True)
+    monkeypatch.setattr(kernels, "WEIGHTS", 1)
+    plain = []
+    monkeypatch.setattr(F, "linear", lambda x, weight: plain.append(x) or x @ weight.T)
+    x, weight = torch.randn(shape), torch.randn(40, 24, requires_grad=True)
+    expected = x.double() @ weight.double().T
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight).double(), expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(linear(x.mT.contiguous().mT, weight).double(), expected, rtol=0, atol=2e-5)
+        assert not plain
+        with torch.autocast("cpu", torch.bfloat16):
+            linear(x, weight)
+        linear(x.double(), weight.double())
+    linear(x, weight)  # gradients are torch's
+    assert len(plain) == 3

@@ -21,7 +21,7 @@ AROUND = {"input", "head and loss", "norm and clipping of gradients", "optimizer
         ("transformer", {"attention.read", "mlp", "mlp.project", "norm"}),
     ],
 )
-def test_the_parts_are_the_model_s_and_add_up(kind, parts):
+def test_the_parts_are_the_model_s_and_add_up(kind, parts, capfd):
     config = {"num_layers": 2, "num_heads": 2, "d_model": 8, "num_slots": 4, "context_length": 16, "vocab_size": 11}
     model = build_model(ModelConfig(kind=kind, **config))
     batches = (Batch.of_windows(np.full((4, 17), number % 11)) for number in range(100))
@@ -31,6 +31,7 @@ def test_the_parts_are_the_model_s_and_add_up(kind, parts):
     assert all(times[part].forward > 0 and times[part].backward > 0 for part in parts | {"head and loss"})
     assert sum(part.total for part in profile.parts) == pytest.approx(profile.step_seconds)
     assert 0 < times["other"].total < 0.5 * profile.step_seconds
+    assert not capfd.readouterr().err, "PyTorch's profiler talks"
     assert next(batches).inputs[0, 0] == 10, "two steps warm up; two are profiled, two timed plainly, one before each"
     assert "hidden" not in vars(model) and not any(module._forward_hooks for module in model.modules())
 

@@ -55,6 +55,13 @@ def few_rows_serve(rows: int, dtype: torch.dtype, weight: torch.Tensor) -> bool:
     return large and _one_or_a_few(rows)
 
 
+def onednn_serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether oneDNN multiplies a matrix with rows x, without gradients: in float32, of some size, on a CPU whose wide
+    registers torch's own library for products leaves half empty."""
+    large = weight.numel() >= WEIGHTS and product_dtype(x) == x.dtype == weight.dtype == torch.float32
+    return large and x.device.type == "cpu" and torch.backends.mkldnn.is_available() and _is_wider_than_torch()
+
+
 def slots_serve(queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether `slots` reads slots (H, M, D) by queries (B, H, 1, D) on a CPU, with products in this dtype: many, in
     float32, as they lie in training; of one text, or of a few if tiles divide them."""
@@ -87,7 +94,7 @@ def load_for_decoding(texts: int) -> None:
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False, loops: bool = False) -> bool:
     """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
     below which torch's own is quick and beyond which it wastes little, unless its products leave half of the registers
-    empty (`tile.wider_than_torch`): there loops serve however much is read, slots too. On processors quick at such
+    empty (`processor.wider_than_torch`): there loops serve however much is read, slots too. On processors quick at such
     products.
 
     Args:
@@ -125,9 +132,9 @@ def _pasts(config: ModelConfig) -> list[tuple[int, bool]]:
 def _is_wider_than_torch() -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    from mosaic_cli.core.kernels import tile
+    from mosaic_cli.core.kernels import processor  # only now, as other machines have no use for it
 
-    return tile.wider_than_torch()
+    return processor.wider_than_torch()
 
 
 def _has_tile(dtype: torch.dtype) -> bool:

@@ -24,6 +24,7 @@ from numba.extending import intrinsic, overload
 from mosaic_cli.core.kernels.compiled import inner
 from mosaic_cli.core.kernels.halves import narrow
 from mosaic_cli.core.kernels.prefetch import request_once
+from mosaic_cli.core.kernels.processor import has, wide
 
 ROWS, COLUMNS = 8, 32  # of a product, which may have a multiple of them
 AHEAD = 32  # rows that are asked for before they are copied
@@ -41,24 +42,6 @@ class Tile(NamedTuple):
     lanes: int
     word: ir.Type
     halves: bool
-
-
-def has(*features: str) -> bool:
-    """Whether this processor has all of these, by LLVM's names."""
-    there = binding.get_host_cpu_features()
-    return all(there.get(feature, False) for feature in features)
-
-
-@cache
-def wide() -> bool:
-    """Whether products of float32 take registers of 16 numbers."""
-    return has("avx512f")
-
-
-@cache
-def wider_than_torch() -> bool:
-    """Whether these are wider than those of torch's own products, which take 16 on Intel's processors, 8 on AMD's."""
-    return wide() and binding.get_host_cpu_name().startswith("znver")
 
 
 TILES = {

@@ -12,7 +12,8 @@ from numba.extending import intrinsic
 
 from mosaic_cli.core.kernels.compiled import inner
 from mosaic_cli.core.kernels.prefetch import LINE, prefetch
-from mosaic_cli.core.kernels.tile import ADDRESS, FEW, FLOAT, in_all_lanes, multiply_and_add, pointer, repeat, wide
+from mosaic_cli.core.kernels.processor import wide
+from mosaic_cli.core.kernels.tile import ADDRESS, FEW, FLOAT, in_all_lanes, multiply_and_add, pointer, repeat
 
 AHEAD = 4096  # bytes that are asked for before they are needed
 SUMS = 8  # registers of sums, for additions take four times as long as they keep others waiting
