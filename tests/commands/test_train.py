@@ -215,3 +215,10 @@ def test_a_profile_keeps_nothing(world, mosaic, refused):
     assert "contextual.keys.project" in mosaic(*NEW, "--profile", 1).out
     assert "compiler" in refused(2, *NEW, "--profile", 1, "--compile")["message"]
     assert refused(2, *NEW, "--profile", 1, "--dry-run")["where"] == "--profile"
+
+
+def test_what_cannot_be_compiled_is_refused_by_a_dry_run_too(world, refused):
+    keys = {"preset": "v2", "short_window": 4, "long_delay": 2, "max_long_delay": 4}
+    v2 = [part for key, value in keys.items() for part in ("--set", f"model.{key}={value}")]
+    told = refused(2, *NEW, *v2, "--device", "cpu", "--compile", "--dry-run")
+    assert "cannot be compiled" in told["message"] and told["where"] == "train.compile"
