@@ -11,7 +11,12 @@ from mosaic_cli.core.linear import Linear
 
 
 class KeyExtractor(nn.Module):
-    """k_T = normalised leaky average of W_phi x. Keys asked with and keys stored are the same thing."""
+    """k_T = normalised leaky average of W_phi x. Keys asked with and keys stored are the same thing.
+
+    For `loops`, which read a prompt, see `linear.linear`.
+    """
+
+    loops = False
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -33,6 +38,11 @@ class KeyExtractor(nn.Module):
             if state is None and self.normalised:
                 return leaky.leaky_keys(projected, rate)
             before = None if state is None or state.average is None else state.average[:, :, 0]
+            if self.loops and before is None and self.normalised and kernels.loops_read_prompts(projected):
+                from mosaic_cli.core.kernels import cpu
+
+                keys, state.average = cpu.keys_and_average(projected, ops.wide(rate))
+                return keys
             averages = leaky.leaky_average(projected, rate, before)
         if state is not None:
             state.average = ops.newest(averages)

@@ -102,6 +102,21 @@ def test_a_prompt_is_read_by_loops_where_they_are_loaded(kind, changes, monkeypa
     assert 1 not in queries
 
 
+def test_a_prompt_s_keys_are_made_by_loops_but_not_where_gradients_are_recorded(monkeypatch):
+    from mosaic_cli.core.kernels import cpu
+
+    model, prompt, calls = tiny_model("mosaic"), tiny_tokens(20), []
+    real = cpu.keys_and_average
+    monkeypatch.setattr(cpu, "keys_and_average", lambda *args: calls.append(args) or real(*args))
+    expected = _go_on(model, _after(model, prompt), tiny_tokens(5, seed=7))
+    arrange_for_decoding(model, tokens=10**9)
+    model(torch.tensor([prompt]), model.make_cache()).sum().backward()
+    assert not calls and all(block.contextual.keys.leak.grad is not None for block in model.blocks)
+    after = _after(model, prompt)
+    assert len(calls) == 2 * model.config.num_layers
+    torch.testing.assert_close(_go_on(model, after, tiny_tokens(5, seed=7)), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
 def test_weights_of_half_precision_decode_a_token_at_a_time(kind, changes, dtype):

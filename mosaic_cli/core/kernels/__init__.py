@@ -42,6 +42,11 @@ def loops_serve(x: torch.Tensor, loops: bool = False) -> bool:
     return loops or torch.is_grad_enabled() or x.numel() >= MANY.get(product_dtype(x), math.inf)
 
 
+def loops_read_prompts(x: torch.Tensor) -> bool:
+    """Whether loops may make a prompt's keys with what a cache goes on with, of which there are no gradients."""
+    return loops_serve(x, loops=True) and not torch.is_grad_enabled()
+
+
 def quantised_serve(buffer: torch.Tensor) -> bool:
     """Whether `quantised` reads a buffer of stored keys or values (B, H, capacity, D): a large one, in float32, on a
     CPU."""
@@ -78,7 +83,7 @@ def _one_or_a_few(rows: int) -> bool:
 def load_for_decoding(texts: int) -> None:
     """Load the loops that decode so many long texts side by side and read their prompt, or compile them, so that it is
     not counted as the first token's time."""
-    from mosaic_cli.core.kernels import attention, few_rows, quantised, slots
+    from mosaic_cli.core.kernels import attention, cpu, few_rows, quantised, slots
 
     pairs, one = torch.zeros(1, 1, 8, 32), torch.ones(1)
     quantised.QuantisedPairs(pairs, pairs).attend(pairs[:, :, :1], 1.0, 1)
@@ -87,6 +92,7 @@ def load_for_decoding(texts: int) -> None:
             queries = torch.zeros(rows, 1, 1, 32)
             slots.read_slots(queries, pairs[0], pairs[0], one, one)
             few_rows.linear(queries, pairs[0, 0])
+    cpu.keys_and_average(pairs, torch.zeros(8))
     if _has_tile(torch.float32):
         attention.attend(pairs, pairs, pairs, 1.0)
 

@@ -24,6 +24,14 @@ def keys(x: Tensor, log_gate: Tensor | None, rate: Tensor) -> Tensor:
     return _Keys.apply(_known(x), log_gate, rate)
 
 
+def keys_and_average(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """`keys` of a prompt x (B, T, H, D) by rate (H,) (v1), without gradients; and its last average (B, H, 1, D)."""
+    x = _known(x).contiguous()
+    keys, log_length = _keys_of(x, *_spread(x, None, rate))
+    average = keys[:, -1] * torch.exp(log_length[:, -1, :, None])
+    return keys.transpose(1, 2), average[:, :, None]
+
+
 def values(content: Tensor, gamma: Tensor, alpha: Tensor) -> Tensor:
     """`ops.peeked_values` for content c (B, T, H, D): values (B, H, T - 1, D) of the same dtype, which may be bfloat16;
     gamma and alpha (H,) are float32 or float64."""
@@ -35,15 +43,27 @@ def _known(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.float16 else x
 
 
+def _spread(x: Tensor, log_gate: Tensor | None, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithms of gates and the rates (B, T, H), where v1 has none and (H,)."""
+    if log_gate is not None:
+        return log_gate, rate
+    return rate.new_zeros(()).expand(x.shape[:3]), rate.expand(x.shape[:3])
+
+
+def _keys_of(x: Tensor, log_gate: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (B, T, H, D), and the logarithms of the lengths (B, T, H) of the averages they are made of."""
+    keys, log_length = torch.empty_like(x), rate.new_empty(x.shape[:3])
+    run(_keys_forward, bits(x), log_gate, rate, bits(keys), log_length)
+    return keys, log_length
+
+
 class _Keys(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, log_gate: Tensor | None, rate: Tensor) -> Tensor:
         x = x.contiguous()
         ctx.constant = log_gate is None
-        if ctx.constant:
-            log_gate, rate = rate.new_zeros(()).expand(x.shape[:3]), rate.expand(x.shape[:3])
-        keys, log_length = torch.empty_like(x), rate.new_empty(x.shape[:3])
-        run(_keys_forward, bits(x), log_gate, rate, bits(keys), log_length)
+        log_gate, rate = _spread(x, log_gate, rate)
+        keys, log_length = _keys_of(x, log_gate, rate)
         ctx.save_for_backward(keys, log_length, log_gate, rate)
         return keys.transpose(1, 2)
 
