@@ -38,14 +38,11 @@ def show_dry_run(loaded: "LoadedRecipe", json: bool) -> None:
 
 def _cost(loaded: "LoadedRecipe") -> dict[str, object]:
     from mosaic_cli.core.model import flops_per_token, parameters_of
-    from mosaic_cli.device import choose_placement
     from mosaic_cli.training.cost import STATE_BYTES, expected_vocab, sample_batch, step_seconds
-    from mosaic_cli.training.loop import check_compilable
+    from mosaic_cli.training.setup import training_placement
 
     recipe = loaded.recipe
-    placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    if recipe.train.compile:
-        check_compilable(recipe.model, placement)
+    placement = training_placement(recipe)
     vocab_size, vocab_source = expected_vocab(recipe)
     config = recipe.model.with_vocab(vocab_size)
     parameters = parameters_of(config)

@@ -132,13 +132,9 @@ def _make_trainer(loaded: "LoadedRecipe", run: "Run", resume: bool) -> "Trainer"
 def _prepared_placement(recipe: "Recipe") -> "Placement":
     """Where to train, once the data is there."""
     from mosaic_cli.core.kernels import implementation
-    from mosaic_cli.device import choose_placement
-    from mosaic_cli.training.loop import check_compilable
-    from mosaic_cli.training.setup import data_differences
+    from mosaic_cli.training.setup import data_differences, training_placement
 
-    placement = choose_placement(recipe.train.device, recipe.train.dtype)
-    if recipe.train.compile:
-        check_compilable(recipe.model, placement)
+    placement = training_placement(recipe)
     computing = implementation(placement.device, placement.dtype, recipe.model, recipe.train.compile)
     display.note(", ".join(filter(None, [f"training on {placement.reason}", computing, f"seed {recipe.train.seed}"])))
     if not recipe.data_dir.exists():

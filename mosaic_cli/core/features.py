@@ -38,10 +38,11 @@ class KeyExtractor(nn.Module):
             if state is None and self.normalised:
                 return leaky.leaky_keys(projected, rate)
             before = None if state is None or state.average is None else state.average[:, :, 0]
-            if self.loops and before is None and self.normalised and kernels.loops_read_prompts(projected):
+            fresh = before is None and self.normalised and not torch.is_grad_enabled()
+            if fresh and kernels.loops_serve(projected, self.loops):
                 from mosaic_cli.core.kernels import cpu
 
-                keys, state.average = cpu.keys_and_average(projected, ops.wide(rate))
+                keys, state.average = cpu.keys_and_average(ops.wide(projected), ops.wide(rate))
                 return keys
             averages = leaky.leaky_average(projected, rate, before)
         if state is not None:

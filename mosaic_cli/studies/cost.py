@@ -6,13 +6,13 @@ from typing import Any
 
 from mosaic_cli.core.model import flops_per_token, parameters_of
 from mosaic_cli.data.shards import Manifest
-from mosaic_cli.device import choose_placement
 from mosaic_cli.recipe import Recipe
 from mosaic_cli.runs.directory import locate_run
 from mosaic_cli.studies.collect import choose
 from mosaic_cli.studies.outcome import State, read_outcome
 from mosaic_cli.studies.plan import Cell, Chosen, Plan, PlannedRun
 from mosaic_cli.training.cost import expected_vocab, sample_batch, step_seconds
+from mosaic_cli.training.setup import training_placement
 
 ENDED = ("done", "diverged")
 
@@ -57,7 +57,7 @@ def study_costs(plan: Plan, states: dict[str, State]) -> Iterator[CellCost]:
 
 
 def _cell_cost(recipe: Recipe, cell: Cell, runs: int, left: float) -> CellCost:
-    placement = choose_placement(recipe.train.device, recipe.train.dtype)
+    placement = training_placement(recipe)
     vocab_size, _ = expected_vocab(recipe)
     config = recipe.model.with_vocab(vocab_size)
     batch = sample_batch(recipe, vocab_size)

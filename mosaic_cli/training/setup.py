@@ -11,11 +11,11 @@ from mosaic_cli.data.batches import WindowBatches
 from mosaic_cli.data.rows import RowBatches, Rows, batches_of, open_data
 from mosaic_cli.data.shards import SPLITS, Manifest, TokenShards
 from mosaic_cli.data.tokenizer import Tokenizer
-from mosaic_cli.device import Placement, keep_freed_memory, machine_words
+from mosaic_cli.device import Placement, choose_placement, keep_freed_memory, machine_words
 from mosaic_cli.errors import UsageError
 from mosaic_cli.recipe import LoadedRecipe, Recipe, load_recipe
 from mosaic_cli.runs.directory import Run, create_run, locate_run, refuse_existing
-from mosaic_cli.training.loop import Trainer
+from mosaic_cli.training.loop import Trainer, check_compilable
 
 MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
     "train.max_steps",
@@ -34,6 +34,18 @@ MAY_CHANGE_ON_RESUME = {  # the others would make the resumed run another run
 }
 LEAVES_RESULTS = MAY_CHANGE_ON_RESUME - {"train.max_steps", "train.eval_interval", "train.eval_tokens"}
 """Keys that do not change what a finished run is worth: neither its weights nor which checkpoint is its best."""
+
+
+def training_placement(recipe: Recipe) -> Placement:
+    """Where the recipe trains.
+
+    Raises:
+        UsageError: that device is not here, or the model cannot be compiled for it as the recipe asks.
+    """
+    placement = choose_placement(recipe.train.device, recipe.train.dtype)
+    if recipe.train.compile:
+        check_compilable(recipe.model, placement)
+    return placement
 
 
 def new_model(recipe: Recipe, vocab_size: int, placement: Placement) -> LanguageModel:

@@ -117,6 +117,18 @@ def test_a_prompt_s_keys_are_made_by_loops_but_not_where_gradients_are_recorded(
     torch.testing.assert_close(_go_on(model, after, tiny_tokens(5, seed=7)), expected, rtol=0, atol=1e-5)
 
 
+def test_what_a_cache_goes_on_with_is_not_rounded_to_bfloat16():
+    keys, x = tiny_model("mosaic").blocks[0].contextual.keys, torch.randn(1, 20, 12)
+    averages = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for keys.loops in (False, True):
+            state = keys.make_state()
+            made = keys(x, state)
+            averages.append(state.average)
+            assert made.dtype == state.average.dtype == torch.float32
+    torch.testing.assert_close(*averages, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kind", "changes"), [("mosaic", {}), ("mosaic", V2), ("transformer", {})])
 def test_weights_of_half_precision_decode_a_token_at_a_time(kind, changes, dtype):

@@ -42,11 +42,6 @@ def loops_serve(x: torch.Tensor, loops: bool = False) -> bool:
     return loops or torch.is_grad_enabled() or x.numel() >= MANY.get(product_dtype(x), math.inf)
 
 
-def loops_read_prompts(x: torch.Tensor) -> bool:
-    """Whether loops may make a prompt's keys with what a cache goes on with, of which there are no gradients."""
-    return loops_serve(x, loops=True) and not torch.is_grad_enabled()
-
-
 def quantised_serve(buffer: torch.Tensor) -> bool:
     """Whether `quantised` reads a buffer of stored keys or values (B, H, capacity, D): a large one, in float32, on a
     CPU."""

@@ -25,9 +25,9 @@ def keys(x: Tensor, log_gate: Tensor | None, rate: Tensor) -> Tensor:
 
 
 def keys_and_average(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """`keys` of a prompt x (B, T, H, D) by rate (H,) (v1), without gradients; and its last average (B, H, 1, D)."""
-    x = _known(x).contiguous()
-    keys, log_length = _keys_of(x, *_spread(x, None, rate))
+    """`keys` of a prompt x (B, T, H, D) by rate (H,) (v1), without gradients; and its last average (B, H, 1, D). In
+    float32 or float64: the average is made of the last key, which in bfloat16 would be rounded."""
+    keys, log_length = _keys_of(x.contiguous(), *_spread(x, None, rate))
     average = keys[:, -1] * torch.exp(log_length[:, -1, :, None])
     return keys.transpose(1, 2), average[:, :, None]
 
