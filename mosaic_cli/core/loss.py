@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mosaic_cli.core import ops
-from mosaic_cli.core.kernels import product_dtype
+from mosaic_cli.core.kernels import onednn_serves, product_dtype
 
 CHUNKED_FROM = 1024  # vocabulary from which chunks are faster on a CPU: docs/performance.md
 CHUNK_TOKENS = {torch.float32: 256, torch.bfloat16: 1024}  # on a CPU; the rest is slower: docs/performance.md
@@ -43,14 +43,22 @@ class ChunkedLoss(torch.autograd.Function):
         dtype = product_dtype(hidden)
         weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device, dtype)
         losses, by_hidden, by_head = [], [], torch.zeros_like(head)
+        compiling = torch.compiler.is_compiling()
+        by_onednn = not compiling and onednn_serves(min(N, chunk), dtype, weight)
+        if by_onednn:
+            from mosaic_cli.core.kernels.onednn import outer_products, product
+
+            by_head = head.new_zeros(head.shape[::-1]).t()  # lies in memory as its parts are made
         for start in range(0, N, chunk):
             rows = slice(start, start + chunk)
             h = hidden[rows].to(dtype)
-            loss, p = _loss_and_gradient(h @ weight.T, targets[rows])
+            loss, p = _loss_and_gradient(product(h, weight) if by_onednn else h @ weight.T, targets[rows])
             losses.append(loss)
-            by_hidden.append((p @ weight).to(hidden.dtype))
-            if torch.compiler.is_compiling():
+            by_hidden.append((product(p, weight.T) if by_onednn else p @ weight).to(hidden.dtype))
+            if compiling:
                 by_head = by_head + p.T @ h
+            elif by_onednn:
+                by_head += outer_products(h, p).T
             elif dtype == by_head.dtype:
                 by_head.addmm_(p.T, h)
             else:  # addmm takes one dtype only

@@ -1,5 +1,7 @@
 """A single row in parts and a few rows transposed, against torch's own product."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,19 +45,31 @@ def test_gradients_are_recorded():
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize("shape", [(65, 24), (3, 40, 24), (1, 200, 24)])
-def test_many_rows_are_multiplied_by_onednn_where_torch_s_own_library_is_slow(shape, monkeypatch):
+def test_onednn_multiplies_and_makes_gradients_where_torch_s_own_library_is_slow(shape, monkeypatch):
     monkeypatch.setattr(kernels, "_is_wider_than_torch", lambda: True)
-    monkeypatch.setattr(kernels, "WEIGHTS", 1)
+    monkeypatch.setattr(kernels, "ONEDNN_WEIGHTS", 1)
+    monkeypatch.setattr(kernels, "ONEDNN_PRODUCTS", 40 * 24 * 65)
     plain = []
     monkeypatch.setattr(F, "linear", lambda x, weight: plain.append(x) or x @ weight.T)
-    x, weight = torch.randn(shape), torch.randn(40, 24, requires_grad=True)
+    x, weight, gradient = torch.randn(shape), torch.randn(40, 24), torch.randn(*shape[:-1], 40)
+    x.requires_grad_()
+    weight.requires_grad_()
     expected = x.double() @ weight.double().T
-    with torch.inference_mode():
-        torch.testing.assert_close(linear(x, weight).double(), expected, rtol=0, atol=2e-5)
-        torch.testing.assert_close(linear(x.mT.contiguous().mT, weight).double(), expected, rtol=0, atol=2e-5)
-        assert not plain
-        with torch.autocast("cpu", torch.bfloat16):
-            linear(x, weight)
-        linear(x.double(), weight.double())
-    linear(x, weight)  # gradients are torch's
+    given = torch.autograd.grad(expected, (x, weight), gradient.double())
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-4)
+    for rows in (x, x.mT.contiguous().mT):
+        with torch.inference_mode():
+            close(linear(rows.detach(), weight).double(), expected)
+        y = linear(rows, weight)
+        close(y.double(), expected)
+        for ours, theirs in zip(torch.autograd.grad(y, (x, weight), gradient), given, strict=True):
+            close(ours, theirs)
+        of_x, of_weight = linear(rows, weight.detach()), linear(rows.detach(), weight)  # of which one asks for gradients
+        close(torch.autograd.grad(of_x, x, gradient)[0], given[0])
+        close(torch.autograd.grad(of_weight, weight, gradient)[0], given[1])
+    assert not plain
+    with torch.autocast("cpu", torch.bfloat16):
+        linear(x, weight)
+    linear(x.double(), weight.double())
+    linear(x.flatten(0, -2)[:64], weight)  # too few
     assert len(plain) == 3

@@ -44,6 +44,20 @@ def test_value_and_gradients_are_the_plain_ones(N, ignored):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("N", [5, 11])  # the last chunk has one row, and three
+def test_products_by_onednn_are_the_same(N, monkeypatch):
+    hidden, head, targets = _given(torch.float32, N)
+    plain = _graded(_chunked, hidden, head, targets)
+    asked = []
+    monkeypatch.setattr(loss, "onednn_serves", lambda *given: asked.append(given) or True)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", None)
+    for ours, theirs in zip(_graded(_chunked, hidden, head, targets), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    ((rows, dtype, weight),) = asked
+    assert (rows, dtype, weight.shape) == (4, torch.float32, (V, 6))
+
+
 def test_huge_logits_stay_finite():
     hidden, head, targets = _given(torch.float32)
     with torch.no_grad():

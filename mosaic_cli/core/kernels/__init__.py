@@ -16,6 +16,7 @@ LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a p
 MANY = {torch.bfloat16: 2**16, torch.float32: 2**20}  # numbers that are worth loading Numba for without gradients
 LEAST_ROWS, MOST_ROWS = 8, 64  # of a product by `few_rows`
 WEIGHTS = 2**16  # numbers at least of its matrix, and of the slots that `slots` reads
+ONEDNN_WEIGHTS, ONEDNN_PRODUCTS = 2**14, 2**22  # numbers of a matrix at least, and multiplications with all rows
 QUANTISED = 2**16  # numbers that a buffer of keys has room for, from which on a single query reads them in 16 bits
 
 
@@ -55,11 +56,12 @@ def few_rows_serve(rows: int, dtype: torch.dtype, weight: torch.Tensor) -> bool:
     return large and _one_or_a_few(rows)
 
 
-def onednn_serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN multiplies a matrix with rows x, without gradients: in float32, of some size, on a CPU whose wide
-    registers torch's own library for products leaves half empty."""
-    large = weight.numel() >= WEIGHTS and product_dtype(x) == x.dtype == weight.dtype == torch.float32
-    return large and x.device.type == "cpu" and torch.backends.mkldnn.is_available() and _is_wider_than_torch()
+def onednn_serves(rows: int, dtype: torch.dtype, weight: torch.Tensor) -> bool:
+    """Whether `onednn` multiplies a matrix with so many rows of this dtype, and makes the gradients: in float32, of
+    some size, on a CPU whose wide registers torch's own library for products leaves half empty."""
+    large = weight.numel() >= ONEDNN_WEIGHTS and rows * weight.numel() >= ONEDNN_PRODUCTS
+    on_cpu = weight.device.type == "cpu" and dtype == weight.dtype == torch.float32
+    return large and on_cpu and torch.backends.mkldnn.is_available() and _is_wider_than_torch()
 
 
 def slots_serve(queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> bool:
