@@ -58,7 +58,7 @@ class ChunkedLoss(torch.autograd.Function):
             if compiling:
                 by_head = by_head + p.T @ h
             elif by_onednn:
-                by_head += outer_products(h, p).T
+                by_head += outer_products(p, h)
             elif dtype == by_head.dtype:
                 by_head.addmm_(p.T, h)
             else:  # addmm takes one dtype only

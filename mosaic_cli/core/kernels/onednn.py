@@ -24,7 +24,7 @@ class Linear(torch.autograd.Function):
         rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, len(weight))
         return (
             product(gradient, weight.t()) if by_x else None,
-            outer_products(rows, gradients).t() if by_weight else None,
+            outer_products(gradients, rows) if by_weight else None,
         )
 
 
@@ -33,7 +33,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
-def outer_products(rows: Tensor, gradients: Tensor) -> Tensor:
-    """Summed outer products (width, outputs) of rows (N, width) with gradients (N, outputs): a gradient by W, turned,
-    which is how oneDNN makes it fastest."""
-    return product(rows.t(), gradients.t())
+def outer_products(left: Tensor, right: Tensor) -> Tensor:
+    """Summed outer products (L, R) of rows left (N, L) with rows right (N, R), as gradients by weights are.
+
+    oneDNN wants the left ones turned in memory, which costs less for the narrower ones.
+    """
+    if left.shape[1] <= right.shape[1]:
+        return product(left.t(), right.t())
+    return product(right.t(), left.t()).t()
