@@ -95,10 +95,9 @@ def load_for_decoding(texts: int) -> None:
 
 
 def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = False, loops: bool = False) -> bool:
-    """Whether `attention` serves queries x: where loops do, in bfloat16; and in float32 for causal reads of some size,
-    below which torch's own is quick and beyond which it wastes little, unless its products leave half of the registers
-    empty (`processor.wider_than_torch`): there loops serve however much is read, slots too. On processors quick at such
-    products.
+    """Whether `attention` serves queries x: where loops do, on processors quick at its products. In bfloat16 always,
+    and in float32 where torch's own leave half of the registers empty (`processor.wider_than_torch`); else for causal
+    reads of some size, below which torch's own is quick and beyond which it wastes little.
 
     Args:
         past: how many pairs a query reads at most, the newest; None where all queries read all pairs.
@@ -111,11 +110,9 @@ def attention_serves(x: torch.Tensor, past: int | None = None, windowed: bool = 
 
 
 def _attends(dtype: torch.dtype, past: int | None, windowed: bool) -> bool:
-    if dtype == torch.float32:
-        if past is None:
-            return _is_wider_than_torch()
-        return (windowed or past > LEAST_PAST) and (past <= MOST_PAST or _is_wider_than_torch())
-    return dtype == torch.bfloat16
+    if dtype == torch.float32 and not _is_wider_than_torch():
+        return past is not None and (windowed or past > LEAST_PAST) and past <= MOST_PAST
+    return dtype in (torch.float32, torch.bfloat16)
 
 
 def _pasts(config: ModelConfig) -> list[tuple[int, bool]]:

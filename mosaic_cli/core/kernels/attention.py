@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mosaic_cli.core import kernels
-from mosaic_cli.core.kernels.compiled import inner, loops, prange, run
+from mosaic_cli.core.kernels.compiled import inner, keep, loops, prange, run, uncounted
 from mosaic_cli.core.kernels.halves import bits, dot, exp, powers, stored
 from mosaic_cli.core.kernels.tile import (
     COLUMNS,
@@ -22,13 +22,14 @@ from mosaic_cli.core.kernels.tile import (
     matrix,
     multiply,
     multiply_add,
+    to_lay_down,
     turned,
     turned_back,
     words,
 )
 
 BLOCK = 64  # queries that are added to the gradients of keys and values at a time
-PARTS = 16  # at least so many threads find work: fewer heads than that are cut up
+PARTS = 4  # at least so many find each thread at work: fewer heads than that are cut up
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor | float) -> Tensor:
@@ -61,10 +62,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor, scales: Tensor, seen: int, window: int) -> Tensor:
-        ctx.sees = keys.shape[2], seen, window
+        ctx.sees = keys.shape[2], seen, window, PARTS * torch.get_num_threads()
         scales, reads = scales.contiguous(), _beside(queries)
         logs = torch.empty_like(scales)
-        run(_forward, *_runs(queries, keys, values), scales, bits(reads), logs, *ctx.sees, PARTS)
+        run(_forward, *_runs(queries, keys, values), scales, bits(reads), logs, *ctx.sees)
         ctx.save_for_backward(queries, keys, values, scales, reads, logs)
         return reads.transpose(1, 2)
 
@@ -74,7 +75,7 @@ class _Attention(torch.autograd.Function):
         *inputs, scales, reads, logs = ctx.saved_tensors
         by_inputs, by_scales = [_beside(tensor) for tensor in inputs], torch.empty_like(scales)
         results = *(bits(tensor) for tensor in by_inputs), by_scales
-        run(_backward, *_runs(*inputs, gradient), scales, bits(reads), logs, *results, *ctx.sees, PARTS)
+        run(_backward, *_runs(*inputs, gradient), scales, bits(reads), logs, *results, *ctx.sees)
         return *(tensor.transpose(1, 2) for tensor in by_inputs), by_scales, None, None
 
 
@@ -146,12 +147,18 @@ def _forward(
     width, size = D + -D % COLUMNS, S + -S % COLUMNS
     for piece in prange(B * H * parts):
         b, h, part = piece // parts // H, piece // parts % H, piece % parts
-        keys_turned = turned(words(_rows(keys, key_steps, b, h, 0, S, D)))
-        values_down = down(_rows(values, value_steps, b, h, 0, S, D))
-        scores, weights = np.empty((ROWS, size), np.float32), np.empty((ROWS, size), queries.dtype)
-        read, totals = np.empty((ROWS, width), np.float32), np.empty(ROWS, np.float32)
+        memory = (
+            turned(words(_rows(keys, key_steps, b, h, 0, S, D))),
+            down(_rows(values, value_steps, b, h, 0, S, D)),
+            np.empty((ROWS, size), np.float32),
+            np.empty((ROWS, size), queries.dtype),
+            np.empty((ROWS, width), np.float32),
+            np.empty(ROWS, np.float32),
+        )
+        keys_turned, values_down, scores, weights, read, totals = uncounted(memory)
         for block in range(part * BLOCK, T, parts * BLOCK):
-            asked = words(_rows(queries, query_steps, b, h, block, min(BLOCK, T - block), D))
+            block_memory = (words(_rows(queries, query_steps, b, h, block, min(BLOCK, T - block), D)),)
+            (asked,) = uncounted(block_memory)
             for start in range(block, min(block + BLOCK, T), ROWS):
                 rows = min(ROWS, T - start)
                 first, last = _span(start, start + rows, S, seen, window)
@@ -167,6 +174,8 @@ def _forward(
                 for row in range(rows):
                     for d in range(D):
                         reads[b, start + row, h, d] = stored(read[row, d] / totals[row], reads)
+            keep(block_memory)
+        keep(memory)
 
 
 @loops
@@ -200,33 +209,44 @@ def _backward(
     for piece in prange(B * H * parts):
         b, h, part = piece // parts // H, piece // parts % H, piece % parts
         key_rows = _rows(keys, key_steps, b, h, 0, S, D)
-        keys_turned, keys_down = turned(words(key_rows)), down(key_rows)
-        values_turned = turned(words(_rows(values, value_steps, b, h, 0, S, D)))
+        memory = (
+            turned(words(key_rows)),
+            down(key_rows),
+            turned(words(_rows(values, value_steps, b, h, 0, S, D))),
+            np.empty((2, ROWS, size), np.float32),
+            np.empty((2, ROWS, size), queries.dtype),
+            np.empty((ROWS, width), np.float32),
+        )
+        keys_turned, keys_down, values_turned, products, results, read = uncounted(memory)
+        scores, by_weights = products[0], products[1]
         by_values_turned, by_keys_turned = by_pairs[0, piece], by_pairs[1, piece]
         # where all queries see all pairs, the first block of them leaves nothing to clear
         whole = seen >= S and window >= T + S and part * BLOCK < T
         if not whole:
             _clear(by_values_turned)
             _clear(by_keys_turned)
-        products, results = np.empty((2, ROWS, size), np.float32), np.empty((2, ROWS, size), queries.dtype)
-        scores, by_weights = products[0], products[1]
-        weights, by_scores = results[0], results[1]
-        read = np.empty((ROWS, width), np.float32)
         for block in range(part * BLOCK, T, parts * BLOCK):
             stop = min(block + BLOCK, T)
-            asked = _rows(queries, query_steps, b, h, block, stop - block, D)
-            given = _rows(gradient, gradient_steps, b, h, block, stop - block, D)
-            asked_words, given_words = words(asked), words(given)
             begin, end = _span(block, stop, S, seen, window)
-            laid = np.zeros((2, in_words(len(asked), asked), end - begin), asked_words.dtype)  # `results`, down
+            asked_rows = _rows(queries, query_steps, b, h, block, stop - block, D)
+            given_rows = _rows(gradient, gradient_steps, b, h, block, stop - block, D)
+            block_memory = (
+                asked_rows,
+                given_rows,
+                np.zeros((2, in_words(len(asked_rows), asked_rows), end - begin), words(asked_rows).dtype),
+            )
+            asked, given, laid = uncounted(block_memory)  # laid: weights and gradients by scores, down
+            asked_words, given_words = words(asked), words(given)
             for start in range(block, stop, ROWS):
                 first, last = _span(start, min(start + ROWS, stop), S, seen, window)
                 eight = slice(start - block, start - block + ROWS)
                 multiply(asked_words[eight], keys_turned[:, first:last], scores[:, : last - first])
                 multiply(given_words[eight], values_turned[:, first:last], by_weights[:, : last - first])
+                weights, by_scores, top, left = to_lay_down(laid, results, start - block, first - begin)
                 for row in range(ROWS):
                     t = start + row
-                    weight, by_score = weights[row, : last - first], by_scores[row, : last - first]
+                    weight = weights[top + row, left : left + last - first]
+                    by_score = by_scores[top + row, left : left + last - first]
                     own, over = _own_span(t, S, seen, window, first) if t < stop else (0, 0)
                     if t < stop:
                         by_scales[b, h, t] = _gradients(
@@ -240,12 +260,10 @@ def _backward(
                         )
                     _clear_but(weight, own, over)
                     _clear_but(by_score, own, over)
-                for row in range(0, ROWS, 2):
-                    pair = (start - block + row) // 2
-                    for kind in range(2):
-                        even, odd = results[kind, row, : last - first], results[kind, row + 1, : last - first]
-                        lay_down(even, odd, laid[kind], pair, first - begin, last - begin)
-                score_words = words(by_scores)[:, : in_words(last - first, by_scores)]
+                for kind in range(2):
+                    lay_down(results[kind], laid[kind], start - block, first - begin, last - begin)
+                score_words = words(by_scores)[top:, in_words(left, by_scores) :]
+                score_words = score_words[:, : in_words(last - first, by_scores)]
                 multiply(score_words, keys_down[in_words(first, by_scores) :], read)
                 for t in range(start, min(start + ROWS, stop)):
                     for d in range(D):
@@ -256,6 +274,8 @@ def _backward(
             else:
                 multiply_add(turned(down(given)), laid[0], by_values_turned[:, begin:end])
                 multiply_add(turned(down(asked)), laid[1], by_keys_turned[:, begin:end])
+            keep(block_memory)
+        keep(memory)
     for head in prange(B * H):
         b, h = head // H, head % H
         _add_up(by_pairs[0, head * parts : (head + 1) * parts], by_values, b, h)

@@ -14,7 +14,9 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
 from torch import Tensor
 
 prange = numba.prange
@@ -102,6 +104,31 @@ def _in_another_process(compile, sig) -> None:
         status = 0
     finally:
         os._exit(status)
+
+
+@intrinsic
+def uncounted(typing, arrays):
+    """The arrays of a tuple, but that views of them are not counted as uses of their memory, which takes as long as the
+    softmax of a hundred numbers. So they must be kept, by `keep`, until they are used no more.
+
+    Only arrays that are made within a parallel loop are counted there.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        views = []
+        for index, kind in enumerate(signature.return_type):
+            view = context.make_array(kind)(context, builder, builder.extract_value(arguments[0], index))
+            view.meminfo = cgutils.get_null_value(view.meminfo.type)
+            views.append(view._getvalue())
+        return context.make_tuple(builder, signature.return_type, views)
+
+    return arrays(arrays), codegen
+
+
+@intrinsic
+def keep(typing, arrays):
+    """Have the memory of a tuple of arrays be there until here."""
+    return types.void(arrays), lambda context, builder, signature, arguments: context.get_dummy_value()
 
 
 class _Calling(threading.local):

@@ -72,9 +72,14 @@ def down(rows):
     """(N, W) numbers -> words (N / 2, W) of bfloat16, two neighbours of a column each; of float32 (N, W)."""
 
 
-def lay_down(even, odd, place, pair, start, stop):
-    """Write two neighbouring rows of numbers `down` into words, as rows number 2 pair and 2 pair + 1 would be, and
-    there from column `start` to `stop`."""
+def to_lay_down(places, rows, first, start):
+    """Where to write eight rows of numbers that are to be `lay_down` as rows from `first` and columns from `start` on:
+    two matrices, a row and a column. In bfloat16 the matrices are `rows` (2, 8, .), in float32 those of `places`."""
+
+
+def lay_down(rows, place, first, start, stop):
+    """Write eight rows of numbers `down` into words, as rows from `first` on would be, and there from column `start` to
+    `stop`. In float32 they are there."""
 
 
 @overload(words)
@@ -92,16 +97,23 @@ def _down(rows):
     return (lambda rows: interleaved(rows)) if rows.dtype == types.uint16 else (lambda rows: rows)
 
 
+@overload(to_lay_down)
+def _to_lay_down(places, rows, first, start):
+    if rows.dtype == types.uint16:
+        return lambda places, rows, first, start: (rows[0], rows[1], 0, 0)
+    return lambda places, rows, first, start: (places[0], places[1], first, start)
+
+
 @overload(lay_down)
-def _lay_down(even, odd, place, pair, start, stop):
-    if even.dtype == types.uint16:
-        return lambda even, odd, place, pair, start, stop: interleave(even, odd, place[pair, start:stop])
+def _lay_down(rows, place, first, start, stop):
+    if rows.dtype != types.uint16:
+        return lambda rows, place, first, start, stop: None
 
-    def rows(even, odd, place, pair, start, stop):
-        copy(even, place[2 * pair, start:stop])
-        copy(odd, place[2 * pair + 1, start:stop])
+    def interleaved(rows, place, first, start, stop):
+        for row in range(0, ROWS, 2):
+            interleave(rows[row], rows[row + 1], place[(first + row) // 2, start:stop])
 
-    return rows
+    return interleaved
 
 
 @inner

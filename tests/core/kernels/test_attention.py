@@ -150,7 +150,7 @@ def test_it_serves_past_reads_of_some_size_where_a_cpu_trains_in_float32(monkeyp
     monkeypatch.setattr(kernels, "MOST_PAST", 39)
     assert not looped(is_causal=True) and "_Attention" not in str(window_read(*inputs, beta, 40).grad_fn)
     monkeypatch.setattr(kernels, "_is_wider_than_torch", lambda: True)
-    assert looped() and looped(is_causal=True) and not looped(length=kernels.LEAST_PAST, is_causal=True)
+    assert looped() and looped(is_causal=True) and looped(length=kernels.LEAST_PAST, is_causal=True)
     with torch.no_grad(), monkeypatch.context() as patch:
         patch.setattr(attention, "_attend", None)
         ops.attend(*inputs, 0.0, is_causal=True)  # what is not trained is what it was, to the last bit

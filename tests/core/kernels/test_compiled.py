@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from numba import types
 
@@ -55,3 +56,20 @@ def test_what_is_stored_is_for_all_sources(monkeypatch):
     assert function._cache.load_overload(signature, context) is not None
     monkeypatch.setattr(compiled, "_SOURCES", "those of another version")
     assert function._cache.load_overload(signature, context) is None
+
+
+@compiled.loops
+def _read_what_was_kept(sums):
+    for n in compiled.prange(len(sums)):
+        memory = np.full(64, n, np.int64), np.full(64, 2 * n, np.int64)
+        first, second = compiled.uncounted(memory)
+        others = np.full(64, -1, np.int64), np.full(64, -1, np.int64)  # which take the places of what is given back
+        for part in range(2):
+            sums[n] += first[32 * part :].sum() + second[32 * part :].sum() + others[part].sum()
+        compiled.keep(memory)
+
+
+def test_uncounted_arrays_are_there_until_they_are_kept_no_more():
+    sums = np.zeros(1000, np.int64)
+    _read_what_was_kept(sums)
+    assert (sums == 288 * np.arange(1000) - 128).all()
