@@ -29,7 +29,7 @@ from mosaic_cli.core.kernels.tile import (
 )
 
 BLOCK = 64  # queries that are added to the gradients of keys and values at a time
-PARTS = 4  # at least so many find each thread at work: fewer heads than that are cut up
+PARTS = 16  # at least so many threads find work: fewer heads than that are cut up
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor | float) -> Tensor:
@@ -62,7 +62,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor, scales: Tensor, seen: int, window: int) -> Tensor:
-        ctx.sees = keys.shape[2], seen, window, PARTS * torch.get_num_threads()
+        ctx.sees = keys.shape[2], seen, window, PARTS
         scales, reads = scales.contiguous(), _beside(queries)
         logs = torch.empty_like(scales)
         run(_forward, *_runs(queries, keys, values), scales, bits(reads), logs, *ctx.sees)
