@@ -161,8 +161,7 @@ def machine_limits(placement: Placement) -> dict[str, float]:
 def _matmul_rate(dtype: torch.dtype, placement: Placement) -> float:
     side = SQUARE if placement.device.type == "cpu" else 4 * SQUARE
     a, b = (torch.ones(side, side, dtype=dtype, device=placement.device) for _ in range(2))
-    with torch.no_grad():  # where `linear` takes the faster of two libraries
-        return 2 * side**3 / _best_seconds(lambda: linear(a, b))
+    return 2 * side**3 / _best_seconds(lambda: linear(a, b))  # by the faster of two libraries
 
 
 def _best_seconds(run: Run) -> float:

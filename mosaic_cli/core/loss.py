@@ -76,7 +76,7 @@ class ChunkedLoss(torch.autograd.Function):
 def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy () of a chunk's logits (N, V), and its gradient by them in their dtype and maybe place."""
     compiling = torch.compiler.is_compiling()
-    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and not compiling:
+    if logits.dtype in CHUNK_TOKENS and logits.device.type == "cpu" and not compiling:
         from mosaic_cli.core.kernels import cross_entropy
 
         return cross_entropy.cross_entropy_(logits, targets), logits

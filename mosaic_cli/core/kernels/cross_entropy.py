@@ -1,15 +1,18 @@
-"""Cross-entropy of logits in bfloat16 on a CPU, as compiled loops."""
+"""Cross-entropy on a CPU, as compiled loops: a row of logits is read and written while the processor's cache has it."""
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import loops, prange, run
-from mosaic_cli.core.kernels.halves import bits, exp, narrow, widen
+from mosaic_cli.core.kernels.halves import bits, exp, greatest_of, number, stored, widen
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy in nats (), float32, of logits (N, V) in bfloat16, which its gradient by them replaces.
+    """Summed cross-entropy in nats (), float32, of logits (N, V) in bfloat16 or float32, which its gradient by them
+    replaces.
 
     Targets are (N,); one below zero does not count: its loss and its row of the gradient are zero.
     """
@@ -18,27 +21,41 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.sum()
 
 
+def _greatest(row):
+    """The largest of some logits, or what is not a number."""
+
+
+@overload(_greatest)
+def _greatest_of_both_kinds(row):
+    if row.dtype != types.uint16:
+        return lambda row: greatest_of(row)
+
+    def greatest_half(row):  # of integers, as `greatest_of` has it
+        turned, ordered, highest = np.int16(0x7FFF), row.view(np.int16), np.int16(-0x8000)
+        for v in range(len(row)):
+            highest = max(highest, np.int16(ordered[v] ^ (np.int16(ordered[v] >> np.int16(15)) & turned)))
+        return widen(np.int16(highest ^ (np.int16(highest >> np.int16(15)) & turned)).view(np.uint16))
+
+    return greatest_half
+
+
 @loops
 def _cross_entropy(logits, targets, losses):
-    """Logits (N, V) are the bits of bfloat16. The maximum is taken as in `attention`, of integers."""
+    """Logits (N, V) may be the bits of bfloat16."""
     N, V = logits.shape
-    turned, zero, one = np.int16(0x7FFF), np.float32(0), np.float32(1)
+    zero, one = np.float32(0), np.float32(1)
     for n in prange(N):
         row, target = logits[n], targets[n]
         if target < 0:
             losses[n] = zero
             row[:] = 0
             continue
-        ordered = row.view(np.int16)
-        highest = np.int16(-0x8000)
+        greatest = _greatest(row)
+        own, total = number(row[target]) - greatest, zero
         for v in range(V):
-            highest = max(highest, np.int16(ordered[v] ^ (np.int16(ordered[v] >> np.int16(15)) & turned)))
-        greatest = widen(np.int16(highest ^ (np.int16(highest >> np.int16(15)) & turned)).view(np.uint16))
-        own, total = widen(row[target]) - greatest, zero
-        for v in range(V):
-            total += exp(widen(row[v]) - greatest)
+            total += exp(number(row[v]) - greatest)
         inverse = one / total
         for v in range(V):
-            row[v] = narrow(exp(widen(row[v]) - greatest) * inverse)
-        row[target] = narrow(exp(own) * inverse - one)
+            row[v] = stored(exp(number(row[v]) - greatest) * inverse, row)
+        row[target] = stored(exp(own) * inverse - one, row)
         losses[n] = np.log(total) - own
