@@ -2,12 +2,10 @@
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
 from mosaic_cli.core.kernels.compiled import loops, prange, run
-from mosaic_cli.core.kernels.halves import bits, exp, greatest_of, number, stored, widen
+from mosaic_cli.core.kernels.halves import bits, exp, greatest_of, number, stored
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
@@ -21,24 +19,6 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.sum()
 
 
-def _greatest(row):
-    """The largest of some logits, or what is not a number."""
-
-
-@overload(_greatest)
-def _greatest_of_both_kinds(row):
-    if row.dtype != types.uint16:
-        return lambda row: greatest_of(row)
-
-    def greatest_half(row):  # of integers, as `greatest_of` has it
-        turned, ordered, highest = np.int16(0x7FFF), row.view(np.int16), np.int16(-0x8000)
-        for v in range(len(row)):
-            highest = max(highest, np.int16(ordered[v] ^ (np.int16(ordered[v] >> np.int16(15)) & turned)))
-        return widen(np.int16(highest ^ (np.int16(highest >> np.int16(15)) & turned)).view(np.uint16))
-
-    return greatest_half
-
-
 @loops
 def _cross_entropy(logits, targets, losses):
     """Logits (N, V) may be the bits of bfloat16."""
@@ -50,7 +30,7 @@ def _cross_entropy(logits, targets, losses):
             losses[n] = zero
             row[:] = 0
             continue
-        greatest = _greatest(row)
+        greatest = greatest_of(row)
         own, total = number(row[target]) - greatest, zero
         for v in range(V):
             total += exp(number(row[v]) - greatest)

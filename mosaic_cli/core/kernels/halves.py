@@ -80,17 +80,33 @@ def dot(left, right):
     return total
 
 
-@inner
-def greatest_of(scores):
-    """The largest of some float32, or what is not a number.
+def greatest_of(numbers):
+    """The largest of some float32 or bits of bfloat16, in float32, or what is not a number.
 
     Integers compare as the floats of the same bits do, once the lower bits of negative ones are turned: a maximum of
     floats would be taken one by one, for the sake of what is not a number.
     """
-    turned, ordered, highest = np.int32(0x7FFFFFFF), scores.view(np.int32), np.int32(-0x80000000)
-    for s in range(len(scores)):
-        highest = max(highest, np.int32(ordered[s] ^ (np.int32(ordered[s] >> np.int32(31)) & turned)))
-    return np.int32(highest ^ (np.int32(highest >> np.int32(31)) & turned)).view(np.float32)
+
+
+@overload(greatest_of)
+def _greatest_of(numbers):
+    if numbers.dtype == types.uint16:
+
+        def greatest(numbers):
+            turned, ordered, highest = np.int16(0x7FFF), numbers.view(np.int16), np.int16(-0x8000)
+            for n in range(len(numbers)):
+                highest = max(highest, np.int16(ordered[n] ^ (np.int16(ordered[n] >> np.int16(15)) & turned)))
+            return widen(np.int16(highest ^ (np.int16(highest >> np.int16(15)) & turned)).view(np.uint16))
+
+    else:
+
+        def greatest(numbers):
+            turned, ordered, highest = np.int32(0x7FFFFFFF), numbers.view(np.int32), np.int32(-0x80000000)
+            for n in range(len(numbers)):
+                highest = max(highest, np.int32(ordered[n] ^ (np.int32(ordered[n] >> np.int32(31)) & turned)))
+            return np.int32(highest ^ (np.int32(highest >> np.int32(31)) & turned)).view(np.float32)
+
+    return greatest
 
 
 @inner
