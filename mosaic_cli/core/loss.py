@@ -4,6 +4,7 @@ Shapes: N tokens    C model width    V vocabulary.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -43,7 +44,7 @@ class ChunkedLoss(torch.autograd.Function):
         dtype = product_dtype(hidden)
         weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device, dtype)
         losses, by_hidden, by_head = [], [], torch.zeros_like(head)
-        compiling = torch.compiler.is_compiling()
+        compiling, product = torch.compiler.is_compiling(), F.linear
         by_onednn = not compiling and onednn_serves(min(N, chunk), dtype, weight)
         if by_onednn:
             from mosaic_cli.core.kernels.onednn import outer_products, product
@@ -52,9 +53,9 @@ class ChunkedLoss(torch.autograd.Function):
         for start in range(0, N, chunk):
             rows = slice(start, start + chunk)
             h = hidden[rows].to(dtype)
-            loss, p = _loss_and_gradient(product(h, weight) if by_onednn else h @ weight.T, targets[rows])
+            loss, p = _loss_and_gradient(product(h, weight), targets[rows])
             losses.append(loss)
-            by_hidden.append((product(p, weight.T) if by_onednn else p @ weight).to(hidden.dtype))
+            by_hidden.append(product(p, weight.T).to(hidden.dtype))
             if compiling:
                 by_head = by_head + p.T @ h
             elif by_onednn:
