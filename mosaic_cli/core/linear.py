@@ -50,11 +50,12 @@ def linear(x: Tensor, weight: Tensor, loops: bool = False) -> Tensor:
     if torch.compiler.is_compiling():
         return F.linear(x, weight)
     rows = x.numel() // x.shape[-1]
-    if (rows > FEW_ROWS or torch.is_grad_enabled()) and kernels.onednn_serves(rows, kernels.product_dtype(x), weight):
+    recorded = torch.is_grad_enabled()
+    if (recorded or rows > FEW_ROWS) and kernels.onednn_serves(rows, kernels.product_dtype(x), weight):
         from mosaic_cli.core.kernels import onednn
 
         return onednn.Linear.apply(x, weight)
-    if torch.is_grad_enabled() or not 0 < rows <= FEW_ROWS or x.device.type != "cpu":
+    if recorded or not 0 < rows <= FEW_ROWS or x.device.type != "cpu":
         return F.linear(x, weight)
     if loops and kernels.few_rows_serve(rows, kernels.product_dtype(x), weight):
         from mosaic_cli.core.kernels import few_rows

@@ -44,8 +44,9 @@ class ChunkedLoss(torch.autograd.Function):
         dtype = product_dtype(hidden)
         weight, N, chunk = head.to(dtype), len(targets), chunk_tokens(hidden.device, dtype)
         losses, by_hidden, by_head = [], [], torch.zeros_like(head)
-        compiling, product = torch.compiler.is_compiling(), F.linear
+        compiling = torch.compiler.is_compiling()
         by_onednn = not compiling and onednn_serves(min(N, chunk), dtype, weight)
+        product = F.linear
         if by_onednn:
             from mosaic_cli.core.kernels.onednn import outer_products, product
 
@@ -77,7 +78,7 @@ class ChunkedLoss(torch.autograd.Function):
 def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy () of a chunk's logits (N, V), and its gradient by them in their dtype and maybe place."""
     compiling = torch.compiler.is_compiling()
-    if logits.dtype in CHUNK_TOKENS and logits.device.type == "cpu" and not compiling:
+    if logits.dtype in (torch.float32, torch.bfloat16) and logits.device.type == "cpu" and not compiling:
         from mosaic_cli.core.kernels import cross_entropy
 
         return cross_entropy.cross_entropy_(logits, targets), logits

@@ -12,7 +12,7 @@ import torch
 from mosaic_cli.core.config import ModelConfig
 
 HAS_TRITON = find_spec("triton") is not None
-LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops for reads of a past in float32 are worth compiling
+LEAST_PAST, MOST_PAST = 128, 1024  # pairs, between which loops read a past in float32 where torch's products are wide
 MANY = {torch.bfloat16: 2**16, torch.float32: 2**20}  # numbers that are worth loading Numba for without gradients
 LEAST_ROWS, MOST_ROWS = 8, 64  # of a product by `few_rows`
 WEIGHTS = 2**16  # numbers at least of its matrix, and of the slots that `slots` reads

@@ -62,10 +62,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor, scales: Tensor, seen: int, window: int) -> Tensor:
-        ctx.sees = keys.shape[2], seen, window, PARTS
+        ctx.sees = keys.shape[2], seen, window
         scales, reads = scales.contiguous(), _beside(queries)
         logs = torch.empty_like(scales)
-        run(_forward, *_runs(queries, keys, values), scales, bits(reads), logs, *ctx.sees)
+        run(_forward, *_runs(queries, keys, values), scales, bits(reads), logs, *ctx.sees, PARTS)
         ctx.save_for_backward(queries, keys, values, scales, reads, logs)
         return reads.transpose(1, 2)
 
@@ -75,7 +75,7 @@ class _Attention(torch.autograd.Function):
         *inputs, scales, reads, logs = ctx.saved_tensors
         by_inputs, by_scales = [_beside(tensor) for tensor in inputs], torch.empty_like(scales)
         results = *(bits(tensor) for tensor in by_inputs), by_scales
-        run(_backward, *_runs(*inputs, gradient), scales, bits(reads), logs, *results, *ctx.sees)
+        run(_backward, *_runs(*inputs, gradient), scales, bits(reads), logs, *results, *ctx.sees, PARTS)
         return *(tensor.transpose(1, 2) for tensor in by_inputs), by_scales, None, None
 
 
